@@ -1,0 +1,209 @@
+// Package config is the agent's configuration: what may be set, where from, and what is wrong with it.
+//
+// Every setting has one name. It is a flag (--drain-time), an environment variable (SOCKMESH_DRAIN_TIME) and a
+// key of the YAML file given by --config (drain-time), and they win in that order. Values are parsed by the flag
+// in all three cases, so that a bad value gets the same message wherever it stands, naming the place.
+//
+// It must never touch the machine: what the settings mean here (is there a cgroup2 mount?) is agent/host's.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// Values of --enroll.
+const (
+	EnrollAll      = "all"
+	EnrollLabelled = "labelled"
+)
+
+// Values of --fail-mode.
+const (
+	FailOpen   = "open"
+	FailClosed = "closed"
+)
+
+// Values of --acceleration.
+const (
+	AccelerationAuto = "auto"
+	AccelerationOff  = "off"
+)
+
+// Values of --log-format.
+const (
+	LogText = "text"
+	LogJSON = "json"
+)
+
+// Off is what --metrics takes to serve none.
+const Off = "off"
+
+// Config is the agent's configuration after all sources were read.
+type Config struct {
+	NodeName string
+
+	// Kubeconfig and Manifests are exclusive; with neither the agent uses its service account, if it has one.
+	Kubeconfig string
+	Manifests  string
+
+	Bootstrap string
+	XDS       string
+
+	Enroll             string
+	FailMode           string
+	Acceleration       string
+	OriginalDstSockopt bool
+	AcceleratePods     bool
+	Services           bool
+	Concurrency        int
+
+	// CgroupRoot is empty until agent/host found the cgroup2 mount.
+	CgroupRoot string
+	BPFFS      string
+	NetnsDir   string
+	StateDir   string
+
+	// Admin is unix:///path; Metrics host:port or "off".
+	Admin   string
+	Metrics string
+
+	DrainTime time.Duration
+	LogLevel  slog.Level
+	LogFormat string
+}
+
+// Default is what holds where nothing was set.
+func Default() Config {
+	return Config{
+		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true,
+		Concurrency: runtime.GOMAXPROCS(0),
+		BPFFS:       "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
+		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",
+		DrainTime: 30 * time.Second, LogLevel: slog.LevelInfo, LogFormat: LogText,
+	}
+}
+
+// complete fills what follows from the environment rather than from a setting.
+func (c *Config) complete(lookupEnv func(string) (string, bool)) error {
+	if c.NodeName != "" {
+		return nil
+	}
+	if n, ok := lookupEnv("NODE_NAME"); ok && n != "" {
+		c.NodeName = n
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("no --node-name, no NODE_NAME in the environment, and no host name: %w", err)
+	}
+	// The kubelet registers nodes by the lower-cased host name.
+	c.NodeName = strings.ToLower(host)
+	return nil
+}
+
+// Validate checks what one setting alone can't say. inCluster tells whether a service account is mounted.
+func (c *Config) Validate(inCluster bool) error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Kubeconfig != "" && c.Manifests != "" {
+		bad("--kubeconfig and --manifests are both set: Kubernetes objects come from one place, remove one of them")
+	}
+	if !c.HasKubernetes(inCluster) {
+		switch {
+		case c.Services:
+			bad("no source of Kubernetes objects: give --manifests DIR or --kubeconfig FILE, run in a pod with a service account, " +
+				"or set --services=off to run listeners of the node from --bootstrap or --xds alone")
+		case c.Bootstrap == "" && c.XDS == "":
+			bad("nothing to do: no Kubernetes objects (--manifests, --kubeconfig) and no xDS configuration (--bootstrap, --xds)")
+		}
+	}
+	if c.Concurrency < 1 || c.Concurrency > 1024 {
+		bad("--concurrency: %d: expected a number of proxy loops from 1 to 1024", c.Concurrency)
+	}
+	if c.DrainTime < 0 {
+		bad("--drain-time: %s: expected zero or more", c.DrainTime)
+	}
+	for _, p := range []struct{ flag, path string }{
+		{"--bpffs", c.BPFFS}, {"--netns-dir", c.NetnsDir}, {"--state-dir", c.StateDir},
+	} {
+		if !filepath.IsAbs(p.path) {
+			bad("%s: %q: expected an absolute path", p.flag, p.path)
+		}
+	}
+	if c.CgroupRoot != "" && !filepath.IsAbs(c.CgroupRoot) {
+		bad("--cgroup-root: %q: expected an absolute path", c.CgroupRoot)
+	}
+	if _, err := SocketPath(c.Admin); err != nil {
+		bad("--admin: %w", err)
+	}
+	if c.Metrics != Off {
+		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
+			bad("--metrics: %q: expected host:port, or off: %w", c.Metrics, err)
+		}
+	}
+	if c.XDS != "" {
+		if err := checkXDSAddress(c.XDS); err != nil {
+			bad("--xds: %w", err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// HasKubernetes says whether Kubernetes objects come from anywhere.
+func (c *Config) HasKubernetes(inCluster bool) bool {
+	return c.Kubeconfig != "" || c.Manifests != "" || inCluster
+}
+
+// InCluster says whether this process has a pod's service account, in client-go's terms.
+func InCluster() bool {
+	if os.Getenv("KUBERNETES_SERVICE_HOST") == "" || os.Getenv("KUBERNETES_SERVICE_PORT") == "" {
+		return false
+	}
+	_, err := os.Stat("/var/run/secrets/kubernetes.io/serviceaccount/token")
+	return err == nil
+}
+
+// SocketPath is the path in unix:///path. TCP is refused on purpose: whatever listens on an address of the node
+// can be reached from pods, and the admin API shows and changes everything.
+func SocketPath(addr string) (string, error) {
+	path, ok := strings.CutPrefix(addr, "unix://")
+	if !ok {
+		return "", fmt.Errorf("%q: expected unix:///path/to.sock (the admin API is never served over TCP, where pods could reach it)", addr)
+	}
+	if !filepath.IsAbs(path) {
+		return "", fmt.Errorf("%q: expected an absolute path after unix://, like unix:///run/sockmesh/admin.sock", addr)
+	}
+	if len(path) > 90 { // sun_path holds 108 and the socket is bound under a longer temporary name
+		return "", fmt.Errorf("%q: the path is %d bytes long; a Unix socket's can have 90 here", addr, len(path))
+	}
+	return path, nil
+}
+
+// checkXDSAddress accepts host:port and unix:///path.
+func checkXDSAddress(addr string) error {
+	if strings.HasPrefix(addr, "unix://") {
+		if !filepath.IsAbs(strings.TrimPrefix(addr, "unix://")) {
+			return fmt.Errorf("%q: expected an absolute path after unix://", addr)
+		}
+		return nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q: expected host:port or unix:///path: %w", addr, err)
+	}
+	if host == "" || port == "" {
+		return fmt.Errorf("%q: expected host:port or unix:///path", addr)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return fmt.Errorf("%q: port %q: expected a number from 1 to 65535", addr, port)
+	}
+	return nil
+}

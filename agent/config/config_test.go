@@ -1,0 +1,193 @@
+package config
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// load parses args, env and the file's text as the agent would.
+func load(t *testing.T, args, env []string, file string) (Config, *Flags, error) {
+	t.Helper()
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := NewFlags(fs)
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "agent.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config="+path)
+	}
+	if err := fs.Parse(args); err != nil {
+		return Config{}, f, err
+	}
+	c, err := f.Load(env)
+	return c, f, err
+}
+
+func TestDefaultsAreThoseOfTheInterface(t *testing.T) {
+	c, _, err := load(t, nil, []string{"NODE_NAME=n1"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.NodeName = "n1"
+	if c != want {
+		t.Errorf("got %+v\nwant %+v", c, want)
+	}
+	if c.Enroll != "labelled" || c.FailMode != "open" || c.Acceleration != "auto" || !c.Services || c.AcceleratePods ||
+		c.OriginalDstSockopt || c.BPFFS != "/sys/fs/bpf/sockmesh" || c.NetnsDir != "/var/run/netns" ||
+		c.StateDir != "/var/lib/sockmesh" || c.Admin != "unix:///run/sockmesh/admin.sock" ||
+		c.Metrics != "127.0.0.1:15090" || c.DrainTime != 30*time.Second {
+		t.Errorf("a default differs from interfaces.md: %+v", c)
+	}
+}
+
+func TestFlagWinsOverEnvironmentWinsOverFile(t *testing.T) {
+	const file = "drain-time: 1s\nmanifests: /file\nxds: file:1\nacceleration: off\nservices: off\nlog-level: error\nconcurrency: 3\n"
+	env := []string{"SOCKMESH_DRAIN_TIME=2s", "SOCKMESH_MANIFESTS=/env"}
+	c, _, err := load(t, []string{"--drain-time=3s"}, env, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DrainTime != 3*time.Second {
+		t.Errorf("drain-time %s: the flag must win", c.DrainTime)
+	}
+	if c.Manifests != "/env" {
+		t.Errorf("manifests %q: the environment must win over the file", c.Manifests)
+	}
+	if c.XDS != "file:1" || c.Concurrency != 3 || c.LogLevel != slog.LevelError {
+		t.Errorf("the file's values are missing: %+v", c)
+	}
+	if c.Acceleration != "off" || c.Services {
+		t.Errorf("`off` in YAML must be the word, not a boolean: acceleration %q, services %v", c.Acceleration, c.Services)
+	}
+}
+
+func TestConfigFileMayComeFromTheEnvironment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(path, []byte("node-name: from-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := load(t, nil, []string{"SOCKMESH_CONFIG=" + path, "NODE_NAME=fallback"}, "")
+	if err != nil || c.NodeName != "from-file" {
+		t.Errorf("node name %q, error %v", c.NodeName, err)
+	}
+}
+
+func TestFlagGivenWithItsDefaultStillWins(t *testing.T) {
+	c, _, err := load(t, []string{"--drain-time=30s"}, []string{"SOCKMESH_DRAIN_TIME=5s"}, "")
+	if err != nil || c.DrainTime != 30*time.Second {
+		t.Errorf("drain time %s, error %v", c.DrainTime, err)
+	}
+}
+
+func TestWrongValuesNameThePlaceAndWhatWasExpected(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		args, env []string
+		file      string
+		want      []string
+	}{
+		{name: "flag", args: []string{"--enroll=some"}, want: []string{"--enroll", "all or labelled"}},
+		{name: "environment", env: []string{"SOCKMESH_FAIL_MODE=ajar"}, want: []string{"SOCKMESH_FAIL_MODE", `"ajar"`, "open or closed"}},
+		{name: "file choice", file: "services: on\nacceleration: fast\n", want: []string{":2: acceleration", `"fast"`, "auto or off"}},
+		{name: "file unknown key", file: "drain-tme: 3s\n", want: []string{":1: drain-tme", "no setting has this name", "did you mean drain-time?"}},
+		{name: "file duration", file: "drain-time: 5\n", want: []string{"drain-time", `"5"`, "duration like 30s"}},
+		{name: "file number", file: "concurrency: many\n", want: []string{"concurrency", "whole number"}},
+		{name: "file list", file: "manifests: [a, b]\n", want: []string{"manifests", "expected one value, found a list"}},
+		{name: "file null", file: "manifests:\n", want: []string{"manifests", "remove the key"}},
+		{name: "file twice", file: "manifests: a\nmanifests: b\n", want: []string{":2: manifests: set twice"}},
+		{name: "file nested config", file: "config: /other\n", want: []string{"can't name another"}},
+		{name: "file not a mapping", file: "- a\n", want: []string{":1: expected a mapping"}},
+		{name: "file not YAML", file: "a: [\n", want: []string{"not YAML"}},
+		{name: "file two documents", file: "xds: a:1\n---\nxds: b:2\n", want: []string{"one YAML document"}},
+		{name: "two mistakes are both told", file: "foo: 1\nenroll: nobody\n", want: []string{"foo", "enroll"}},
+		{name: "missing file", args: []string{"--config=/nonexistent/x.yaml"}, want: []string{"--config", "/nonexistent/x.yaml"}},
+		{name: "log level", args: []string{"--log-level=loud"}, want: []string{"debug, info, warn or error"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, err := load(t, tt.args, tt.env, tt.file)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, w := range tt.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("the error does not say %q:\n%v", w, err)
+				}
+			}
+		})
+	}
+}
+
+func TestUnknownEnvironmentIsAWarning(t *testing.T) {
+	_, f, err := load(t, nil, []string{"SOCKMESH_DRAIN_TIM=2s", "SOCKMESH_PORT_80_TCP=tcp://10.0.0.1:80", "SOCKMESH_SERVICE_HOST=10.0.0.1"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Warnings) != 1 || !strings.Contains(f.Warnings[0], "did you mean SOCKMESH_DRAIN_TIME?") {
+		t.Errorf("warnings %q", f.Warnings)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	ok := Default()
+	ok.Manifests = "/m"
+	for _, tt := range []struct {
+		name      string
+		change    func(*Config)
+		inCluster bool
+		want      string // empty: valid
+	}{
+		{name: "manifests", change: func(*Config) {}},
+		{name: "in cluster", change: func(c *Config) { c.Manifests = "" }, inCluster: true},
+		{name: "both sources", change: func(c *Config) { c.Kubeconfig = "/k" }, want: "both set"},
+		{name: "no source", change: func(c *Config) { c.Manifests = "" }, want: "--services=off"},
+		{name: "static bootstrap only", change: func(c *Config) { c.Manifests, c.Services, c.Bootstrap = "", false, "/b" }},
+		{name: "nothing to do", change: func(c *Config) { c.Manifests, c.Services = "", false }, want: "nothing to do"},
+		{name: "admin over TCP", change: func(c *Config) { c.Admin = "127.0.0.1:1" }, want: "never served over TCP"},
+		{name: "admin relative", change: func(c *Config) { c.Admin = "unix://a.sock" }, want: "absolute path"},
+		{name: "admin too long", change: func(c *Config) { c.Admin = "unix:///" + strings.Repeat("a", 100) }, want: "bytes long"},
+		{name: "metrics off", change: func(c *Config) { c.Metrics = "off" }},
+		{name: "metrics", change: func(c *Config) { c.Metrics = "15090" }, want: "--metrics"},
+		{name: "xds unix", change: func(c *Config) { c.XDS = "unix:///run/xds.sock" }},
+		{name: "xds v6", change: func(c *Config) { c.XDS = "[::1]:18000" }},
+		{name: "xds without port", change: func(c *Config) { c.XDS = "istiod" }, want: "--xds"},
+		{name: "xds bad port", change: func(c *Config) { c.XDS = "istiod:99999" }, want: "1 to 65535"},
+		{name: "concurrency", change: func(c *Config) { c.Concurrency = 0 }, want: "--concurrency"},
+		{name: "relative bpffs", change: func(c *Config) { c.BPFFS = "bpf" }, want: "--bpffs"},
+		{name: "negative drain", change: func(c *Config) { c.DrainTime = -1 }, want: "--drain-time"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := ok
+			tt.change(&c)
+			err := c.Validate(tt.inCluster)
+			switch {
+			case tt.want == "" && err != nil:
+				t.Error(err)
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("error %v, expected %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestUsageShowsEveryFlagOnceWithItsGroup(t *testing.T) {
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := NewFlags(fs)
+	var b strings.Builder
+	f.WriteUsage(&b, 100)
+	fs.VisitAll(func(fl *pflag.Flag) {
+		if n := strings.Count(b.String(), "--"+fl.Name+" "); n < 1 {
+			t.Errorf("--%s is not in the usage", fl.Name)
+		}
+	})
+	if !strings.Contains(b.String(), "SOCKMESH_DRAIN_TIME") {
+		t.Error("the usage does not mention the environment")
+	}
+}

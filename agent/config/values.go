@@ -1,0 +1,93 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// choice is a flag that takes one of a few words.
+type choice struct {
+	to      *string
+	choices []string
+}
+
+var _ pflag.Value = (*choice)(nil)
+
+func (c *choice) String() string { return *c.to }
+func (c *choice) Type() string   { return strings.Join(c.choices, "|") }
+func (c *choice) Set(s string) error {
+	for _, w := range c.choices {
+		if s == w {
+			*c.to = s
+			return nil
+		}
+	}
+	return fmt.Errorf("expected %s", oneOf(c.choices))
+}
+
+// onOff is a boolean that is written on or off. true and false are understood too, because in YAML 1.1 `on`
+// and `true` are the same word and people will write either.
+type onOff struct{ to *bool }
+
+func (o onOff) Type() string { return "on|off" }
+func (o onOff) String() string {
+	if *o.to {
+		return "on"
+	}
+	return "off"
+}
+
+func (o onOff) Set(s string) error {
+	switch s {
+	case "on", "true":
+		*o.to = true
+	case "off", "false":
+		*o.to = false
+	default:
+		return fmt.Errorf("expected on or off")
+	}
+	return nil
+}
+
+// level is a log/slog level.
+type level struct{ to *slog.Level }
+
+// LogLevels are the names of --log-level, most talkative first.
+var LogLevels = []string{"debug", "info", "warn", "error"}
+
+func (l level) Type() string   { return strings.Join(LogLevels, "|") }
+func (l level) String() string { return strings.ToLower(l.to.String()) }
+func (l level) Set(s string) error {
+	v, err := ParseLevel(s)
+	if err != nil {
+		return err
+	}
+	*l.to = v
+	return nil
+}
+
+// ParseLevel reads a log level by its name.
+func ParseLevel(s string) (slog.Level, error) {
+	switch s {
+	case "debug":
+		return slog.LevelDebug, nil
+	case "info":
+		return slog.LevelInfo, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	}
+	return 0, fmt.Errorf("expected %s", oneOf(LogLevels))
+}
+
+// oneOf writes "a, b or c".
+func oneOf(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+}
