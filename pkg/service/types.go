@@ -73,9 +73,12 @@ type Backend struct {
 // Service is everything that one Kubernetes Service means to the data plane on this node.
 type Service struct {
 	Name      Name
+	UID       string
 	Frontends []Frontend
 	// Excluded says of endpoints that are not used why.
 	Excluded []Excluded
+	// Problems are parts of the Service that the data plane cannot honour.
+	Problems []Problem
 }
 
 // Excluded is an endpoint that takes no traffic, and why.

@@ -1,0 +1,150 @@
+package service
+
+// Store joins Services with their slices as they come and go, in any order, and knows which Services have to be
+// worked out again. The cost of a change is that of the one Service it belongs to. It has no lock: its owner has.
+type Store struct {
+	node     Node
+	services map[Name]*entry
+	// owner is the Service that a slice belongs to, because its label may change.
+	owner     map[Name]Name
+	dirty     []*entry
+	objects   int
+	endpoints int
+}
+
+// entry is a Service, or slices that wait for theirs.
+type entry struct {
+	name      Name
+	object    *Object
+	slices    map[Name]*Slice
+	dirty     bool
+	announced bool
+}
+
+// NewStore gives an empty store for a node.
+func NewStore(node Node) *Store {
+	return &Store{node: node, services: map[Name]*entry{}, owner: map[Name]Name{}}
+}
+
+// SetNode changes what is known of the node. Only Services whose meaning depends on it are worked out again.
+func (s *Store) SetNode(n Node) {
+	renamed := n.Name != s.node.Name
+	s.node = n
+	if !renamed {
+		return // No rule of today reads the zone; those that will (hints) mark their Services here.
+	}
+	for _, e := range s.services {
+		s.mark(e)
+	}
+}
+
+// SetService adds a Service or replaces it.
+func (s *Store) SetService(o *Object) {
+	e := s.entry(o.Name)
+	switch {
+	case e.object == nil:
+		s.objects++
+	case e.object.Equal(o):
+		return
+	}
+	e.object = o
+	s.mark(e)
+}
+
+// DeleteService removes a Service; its slices stay until they are deleted themselves.
+func (s *Store) DeleteService(name Name) {
+	e := s.services[name]
+	if e == nil || e.object == nil {
+		return
+	}
+	s.objects--
+	e.object = nil
+	s.mark(e)
+}
+
+// SetSlice adds a slice or replaces it.
+func (s *Store) SetSlice(slice *Slice) {
+	service := Name{slice.Name.Namespace, slice.Service}
+	if owner, known := s.owner[slice.Name]; known && owner != service {
+		s.DeleteSlice(slice.Name)
+	}
+	e := s.entry(service)
+	if old := e.slices[slice.Name]; old != nil {
+		if old.Equal(slice) {
+			return
+		}
+		s.endpoints -= len(old.Endpoints)
+	}
+	if e.slices == nil {
+		e.slices = make(map[Name]*Slice, 1)
+	}
+	e.slices[slice.Name] = slice
+	s.owner[slice.Name] = service
+	s.endpoints += len(slice.Endpoints)
+	s.mark(e)
+}
+
+// DeleteSlice removes a slice.
+func (s *Store) DeleteSlice(name Name) {
+	service, known := s.owner[name]
+	if !known {
+		return
+	}
+	delete(s.owner, name)
+	e := s.services[service]
+	s.endpoints -= len(e.slices[name].Endpoints)
+	delete(e.slices, name)
+	s.mark(e)
+}
+
+// Next works out one Service that has changed: svc is nil if it is (no longer) one of ours. Services that never meant
+// anything are not mentioned. ok is false when nothing is left to do.
+func (s *Store) Next() (name Name, svc *Service, ok bool) {
+	for len(s.dirty) > 0 {
+		e := s.dirty[0]
+		s.dirty[0] = nil
+		s.dirty = s.dirty[1:]
+		e.dirty = false
+		if e.object == nil && len(e.slices) == 0 {
+			delete(s.services, e.name)
+		}
+		svc := Build(e.object, e.list(), s.node)
+		announced := e.announced
+		e.announced = svc != nil
+		if svc != nil || announced {
+			return e.name, svc, true
+		}
+	}
+	s.dirty = nil
+	return Name{}, nil, false
+}
+
+// Pending is how many Services wait for Next.
+func (s *Store) Pending() int { return len(s.dirty) }
+
+// Counts are the numbers of Services and of endpoints in all slices.
+func (s *Store) Counts() (services, endpoints int) { return s.objects, s.endpoints }
+
+func (s *Store) entry(name Name) *entry {
+	e := s.services[name]
+	if e == nil {
+		e = &entry{name: name}
+		s.services[name] = e
+	}
+	return e
+}
+
+func (s *Store) mark(e *entry) {
+	if !e.dirty {
+		e.dirty = true
+		s.dirty = append(s.dirty, e)
+	}
+}
+
+func (e *entry) list() []*Slice {
+	list := make([]*Slice, 0, len(e.slices))
+	for _, slice := range e.slices {
+		list = append(list, slice)
+	}
+	return list
+}
