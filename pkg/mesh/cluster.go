@@ -67,6 +67,9 @@ type Cluster struct {
 
 	// DropPPM is ClusterLoadAssignment.policy.drop_overloads as parts per million.
 	DropPPM uint32
+
+	// OffloadReason is what in the cluster needs the proxy, naming the field; empty if nothing does.
+	OffloadReason string
 }
 
 // Limits is one envoy.config.cluster.v3.CircuitBreakers.Thresholds.

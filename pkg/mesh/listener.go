@@ -60,6 +60,8 @@ type ChainInput struct {
 // FilterChain is a compiled filter chain. Exactly one of HTTP and TCP is set.
 type FilterChain struct {
 	Name string
+	// Match is what the chain was configured with, for display; use Listener.Chain to choose.
+	Match ChainMatch
 	// Filters are the non-terminal network filters, in order (rbac, connection_limit, … : later).
 	HTTP *HTTPConnectionManager
 	TCP  *TCPProxy

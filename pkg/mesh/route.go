@@ -158,7 +158,8 @@ type WeightedCluster struct {
 
 // RouteAction is envoy.config.route.v3.RouteAction.
 type RouteAction struct {
-	// Clusters has one entry (cluster) or the weighted ones; ClusterHeader names a header instead.
+	// Clusters has one entry (cluster, or a cluster_header in its ClusterHeader) or the weighted ones.
+	// ClusterHeader repeats the header name for display. Use PickCluster.
 	Clusters      []WeightedCluster
 	TotalWeight   uint64
 	ClusterHeader string

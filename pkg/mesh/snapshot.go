@@ -10,7 +10,11 @@
 // and never drop a field without either refusing it or reporting it as ignored.
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // Snapshot is one consistent view of the whole configuration: every route in it names only clusters that are
 // in it too, or clusters that the control plane has not sent at all (Envoy: flag NC). Immutable once
@@ -44,6 +48,9 @@ type Claim struct {
 	Listener string
 	// Offload is set where the kernel itself can choose the endpoint; nil sends the connection to the proxy.
 	Offload *Offload
+	// Reason is why Offload is nil, naming the field; it depends on the clusters, so it is the answer to "why
+	// not in the kernel" rather than Listener.OffloadReason.
+	Reason string
 }
 
 // Offload is a plain TCP listener compiled for the kernel: draw a cluster by weight, then an endpoint.
@@ -62,4 +69,10 @@ type OffloadCluster struct {
 type OffloadEndpoint struct {
 	Addr   netip.AddrPort
 	Weight uint32
+}
+
+// NewSnapshot joins listeners and clusters and indexes what the listeners claim. It keeps both arguments.
+func NewSnapshot(generation uint64, listeners []*Listener, clusters map[string]*Cluster) *Snapshot {
+	slices.SortFunc(listeners, func(a, b *Listener) int { return strings.Compare(a.Name, b.Name) })
+	return &Snapshot{Generation: generation, Listeners: listeners, Clusters: clusters, claims: buildClaims(listeners, clusters)}
 }
