@@ -1,0 +1,143 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/lab/traffic"
+)
+
+// Load is a traffic generator that runs in a pod.
+type Load struct {
+	proc *Process
+
+	mu       sync.Mutex // guards what follows
+	last     traffic.Report
+	failures []traffic.Failure
+}
+
+// StartTraffic starts a generator in the pod, by Config.Helper.
+func (p *Pod) StartTraffic(cfg traffic.Config) (*Load, error) {
+	if len(p.lab.cfg.Helper) == 0 {
+		return nil, errors.New("lab: Config.Helper is not set")
+	}
+	text, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, err
+	}
+	helper := p.lab.cfg.Helper
+	cmd := exec.Command(helper[0], append(helper[1:len(helper):len(helper)], string(text))...)
+	log, err := os.CreateTemp(filepath.Join(p.lab.Dir, "log"), flat(p.Place.Name)+".traffic.*.log")
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	// An os.Pipe and not StdoutPipe, whose reader Wait closes before the last report is read.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = w
+	l := &Load{}
+	l.proc, err = p.start("traffic", cmd)
+	w.Close()
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	l.proc.Log = log.Name()
+	go l.read(r)
+	return l, nil
+}
+
+func (l *Load) read(r *os.File) {
+	defer r.Close()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var report traffic.Report
+		if json.Unmarshal(lines.Bytes(), &report) != nil {
+			continue
+		}
+		l.mu.Lock()
+		l.last = report
+		l.failures = append(l.failures, report.Failures...)
+		l.mu.Unlock()
+	}
+}
+
+// Now is the last report, with all failures so far; at most 50 ms old.
+func (l *Load) Now() traffic.Report {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.last
+	r.Failures = append([]traffic.Failure(nil), l.failures...)
+	return r
+}
+
+// Stop ends the generator and returns what it has to say at the end.
+func (l *Load) Stop() (traffic.Report, error) {
+	before := l.Now().At
+	err := l.proc.Stop(15 * time.Second)
+	for range 100 { // the last line may still be in the pipe
+		if l.Now().At.After(before) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return l.Now(), err
+}
+
+// WaitRequests waits until n more requests have been answered with 200.
+func (l *Load) WaitRequests(ctx context.Context, n uint64) error {
+	start := l.Now().OK
+	return Wait(ctx, func() error {
+		if !l.proc.Running() {
+			return fmt.Errorf("the traffic generator ended: %s", l.proc.Tail())
+		}
+		if now := l.Now(); now.OK < start+n {
+			return fmt.Errorf("%d of %d requests answered, %d failed in all, last failure: %s", now.OK-start, n, now.Failed, lastFailure(now))
+		}
+		return nil
+	})
+}
+
+func lastFailure(r traffic.Report) string {
+	if len(r.Failures) == 0 {
+		return "none"
+	}
+	f := r.Failures[len(r.Failures)-1]
+	return f.At.Format("15:04:05.000 ") + f.Error
+}
+
+// OutsideOf returns the failures that the end of a process at the given moment does not explain. It explains those
+// whose connection was older than that, once each, and those of connections that were just being made.
+func OutsideOf(failures []traffic.Failure, killed time.Time) []traffic.Failure {
+	var rest []traffic.Failure
+	for _, f := range failures {
+		made := f.Connected
+		if made.IsZero() {
+			made = f.At // its connect failed: only just as the listener went away is that the killed process's doing
+			killed := killed.Add(5 * time.Millisecond)
+			if f.At.Before(killed) && f.At.After(killed.Add(-10*time.Millisecond)) {
+				continue
+			}
+			rest = append(rest, f)
+			continue
+		}
+		if !made.After(killed.Add(5*time.Millisecond)) && !f.At.Before(killed.Add(-5*time.Millisecond)) {
+			continue
+		}
+		rest = append(rest, f)
+	}
+	return rest
+}

@@ -1,0 +1,103 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Place is where a process can run: a network namespace and a cgroup. The node is one, and every pod.
+type Place struct {
+	// Name is "node" or namespace/name.
+	Name string
+	// NetnsPath is the bind mount of the network namespace: `nsenter --net=PATH` enters it.
+	NetnsPath string
+	// Cgroup is the directory of the place's own cgroup.
+	Cgroup string
+
+	lab   *Lab
+	netns *os.File
+}
+
+func (l *Lab) newPlace(name, netnsPath string) (*Place, error) {
+	p := &Place{Name: name, NetnsPath: netnsPath, Cgroup: filepath.Join(l.Cgroup, flat(name)), lab: l}
+	if err := os.Mkdir(p.Cgroup, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cgroup of %s: %w", name, err)
+	}
+	if err := createNetns(netnsPath); err != nil {
+		return nil, fmt.Errorf("make the network namespace of %s: %w", name, err)
+	}
+	var err error
+	if p.netns, err = os.Open(netnsPath); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Do runs fn on a thread that is inside the place's network namespace: sockets that it opens belong there. They are
+// not in the place's cgroup, so the hooks do not see them: use Start for what the hooks should see.
+func (p *Place) Do(fn func() error) error { return inNetns(p.netns, fn) }
+
+// Dial connects from inside the namespace, unseen by the hooks.
+func (p *Place) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	var c net.Conn
+	err := p.Do(func() error {
+		var d net.Dialer
+		var err error
+		c, err = d.DialContext(ctx, network, addr)
+		return err
+	})
+	return c, err
+}
+
+// createNetns makes a network namespace that lives as long as it is mounted at path.
+func createNetns(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	self, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	// inNetns brings the thread back to where it was, whatever fn did to it.
+	return inNetns(self, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+	})
+}
+
+// inNetns runs fn on an OS thread of its own that is inside ns. A thread that cannot come back is given up.
+func inNetns(ns *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		defer home.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+			return
+		}
+		err = fn()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
