@@ -1,0 +1,304 @@
+// Package api is what the agent's admin API says, and a client for it: the JSON of /status, /pods and the others
+// as Go types. The agent fills them, the sockmesh command prints them, tests and other tools read them; so keys
+// are added, not renamed.
+//
+// It must never depend on the agent's own packages: a tool that reads status needs none of the data plane.
+package api
+
+import "encoding/json"
+
+// Status is GET /status.
+type Status struct {
+	Node    string `json:"node"`
+	Version string `json:"version"`
+	// Ready: everything below has synced and a canary connection went through the real hooks.
+	Ready           bool     `json:"ready"`
+	NotReadyReasons []string `json:"not_ready_reasons"`
+	UptimeSeconds   int64    `json:"uptime_seconds"`
+	Draining        bool     `json:"draining,omitempty"`
+
+	Acceleration Acceleration `json:"acceleration"`
+	Datapath     Datapath     `json:"datapath"`
+	Kubernetes   Kubernetes   `json:"kubernetes"`
+	XDS          XDS          `json:"xds"`
+	Pods         PodCounts    `json:"pods"`
+	Connections  Connections  `json:"connections"`
+	Proxy        Proxy        `json:"proxy"`
+	Canary       Canary       `json:"canary"`
+}
+
+// Acceleration is the state of socket-to-socket redirection.
+type Acceleration struct {
+	Mode   string `json:"mode"` // auto or off, as configured
+	Active bool   `json:"active"`
+	// Reason says why it is not active, or only in part.
+	Reason          string  `json:"reason"`
+	Pairs           uint64  `json:"pairs"`
+	RedirectedBytes uint64  `json:"redirected_bytes"`
+	PassedBytes     uint64  `json:"passed_bytes"`
+	Probes          []Probe `json:"probes"`
+}
+
+// Probe is one kernel feature that was looked for.
+type Probe struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+}
+
+// Datapath is what is loaded in the kernel.
+type Datapath struct {
+	Programs []Program `json:"programs"`
+	Maps     []Map     `json:"maps"`
+	// Errors are what the reconciler could not write, with the reason.
+	Errors []string `json:"errors,omitempty"`
+}
+
+// Program is one loaded and attached BPF program.
+type Program struct {
+	Name   string `json:"name"`
+	Attach string `json:"attach"`
+	ID     uint32 `json:"id"`
+	Pinned string `json:"pinned"`
+}
+
+// Map is one BPF map and its fill.
+type Map struct {
+	Name       string `json:"name"`
+	ID         uint32 `json:"id"`
+	Type       string `json:"type,omitempty"`
+	Entries    uint64 `json:"entries"`
+	MaxEntries uint32 `json:"max_entries"`
+}
+
+// Kubernetes is where objects come from and how many there are.
+type Kubernetes struct {
+	Source    string   `json:"source"`
+	Synced    bool     `json:"synced"`
+	Services  int      `json:"services"`
+	Endpoints int      `json:"endpoints"`
+	Pods      int      `json:"pods"`
+	Waiting   []string `json:"waiting,omitempty"`
+	Errors    []string `json:"errors,omitempty"`
+}
+
+// XDS is the state of the control plane connections.
+type XDS struct {
+	Servers   []XDSServer       `json:"servers"`
+	Resources XDSResources      `json:"resources"`
+	Rejected  []RejectedItem    `json:"rejected"`
+	Ignored   []IgnoredItem     `json:"ignored"`
+	Warming   []string          `json:"warming,omitempty"`
+	Restored  bool              `json:"restored,omitempty"` // running on the configuration that was on disk
+	Versions  map[string]string `json:"versions,omitempty"`
+}
+
+// XDSServer is one control plane.
+type XDSServer struct {
+	Name      string `json:"name"`
+	Connected bool   `json:"connected"`
+	LastError string `json:"last_error"`
+}
+
+// XDSResources counts resources in force by type.
+type XDSResources struct {
+	Listener int `json:"listener"`
+	Route    int `json:"route"`
+	Cluster  int `json:"cluster"`
+	Endpoint int `json:"endpoint"`
+	Secret   int `json:"secret"`
+}
+
+// RejectedItem is a resource that was refused; what was in force before it stays.
+type RejectedItem struct {
+	Type  string `json:"type"`
+	Name  string `json:"name"`
+	Error string `json:"error"`
+}
+
+// IgnoredItem is a field that was accepted without being acted upon.
+type IgnoredItem struct {
+	Type  string `json:"type"`
+	Name  string `json:"name"`
+	Field string `json:"field"`
+}
+
+// PodCounts counts pods of this node.
+type PodCounts struct {
+	Local    int `json:"local"`
+	Enrolled int `json:"enrolled"`
+}
+
+// Connections are counters since the maps were made.
+type Connections struct {
+	Proxied   uint64 `json:"proxied"`
+	Offloaded uint64 `json:"offloaded"`
+	Service   uint64 `json:"service"`
+	Passed    uint64 `json:"passed"`
+	Refused   uint64 `json:"refused"`
+	// FailedOpen: claimed connections that met no proxy and went to the address itself.
+	FailedOpen uint64 `json:"failed_open"`
+}
+
+// Proxy is the engine.
+type Proxy struct {
+	Loops       int    `json:"loops"`
+	Connections int    `json:"connections"`
+	Requests    uint64 `json:"requests"`
+	Generation  uint64 `json:"generation"` // of the configuration snapshot
+}
+
+// Canary is the last connection through the real hooks.
+type Canary struct {
+	OK        bool   `json:"ok"`
+	Error     string `json:"error,omitempty"`
+	At        string `json:"at,omitempty"` // RFC 3339
+	Micros    int64  `json:"micros"`
+	Successes uint64 `json:"successes"`
+	Failures  uint64 `json:"failures"`
+}
+
+// Pod is one element of GET /pods.
+type Pod struct {
+	Namespace string   `json:"namespace"`
+	Name      string   `json:"name"`
+	UID       string   `json:"uid"`
+	IPs       []string `json:"ips"`
+	Enrolled  bool     `json:"enrolled"`
+	// Rule says what decided on enrolment: the pod's label, its namespace's, the policy, host network.
+	Rule string `json:"rule"`
+	// State is ready, waiting or skipped; Reason says why it is not ready.
+	State       string `json:"state"`
+	Reason      string `json:"reason,omitempty"`
+	Netns       string `json:"netns,omitempty"`
+	Cookie      uint64 `json:"cookie,omitempty"`
+	Accelerates string `json:"accelerates,omitempty"` // "blocking too" where the pod opted in
+}
+
+// Service is one element of GET /services.
+type Service struct {
+	Namespace string     `json:"namespace"`
+	Name      string     `json:"name"`
+	Frontends []Frontend `json:"frontends"`
+	Excluded  []Excluded `json:"excluded,omitempty"`
+	Problems  []string   `json:"problems,omitempty"`
+}
+
+// Frontend is an address of a Service.
+type Frontend struct {
+	Address         string    `json:"address"`
+	Protocol        string    `json:"protocol"`
+	Kind            string    `json:"kind"`
+	Port            string    `json:"port,omitempty"` // its name
+	AffinitySeconds int64     `json:"affinity_seconds,omitempty"`
+	Listener        string    `json:"listener,omitempty"` // the xDS listener that claims it for enrolled pods
+	Backends        []Backend `json:"backends"`
+}
+
+// Backend is an endpoint that takes new connections.
+type Backend struct {
+	Address     string `json:"address"`
+	Pod         string `json:"pod,omitempty"`
+	Node        string `json:"node,omitempty"`
+	Zone        string `json:"zone,omitempty"`
+	Local       bool   `json:"local"`
+	Terminating bool   `json:"terminating,omitempty"`
+}
+
+// Excluded is an endpoint that takes no traffic.
+type Excluded struct {
+	Address string `json:"address"`
+	Reason  string `json:"reason"`
+}
+
+// Listener is one element of GET /listeners.
+type Listener struct {
+	Name      string   `json:"name"`
+	Version   string   `json:"version,omitempty"`
+	Addresses []string `json:"addresses"`
+	Direction string   `json:"direction"`
+	// Mode is where connections are handled: kernel, proxy, node (a real socket of the node), inbound or passthrough.
+	Mode string `json:"mode"`
+	// Reason says why the kernel can't carry it alone.
+	Reason string        `json:"reason,omitempty"`
+	Chains []FilterChain `json:"chains"`
+}
+
+// FilterChain is a listener's.
+type FilterChain struct {
+	Name    string `json:"name,omitempty"`
+	Match   string `json:"match"`
+	Kind    string `json:"kind"` // http or tcp
+	Routes  string `json:"routes,omitempty"`
+	Targets string `json:"targets,omitempty"`
+}
+
+// Route is one element of GET /routes: a route within its virtual host and configuration.
+type Route struct {
+	Config  string   `json:"config"`
+	Version string   `json:"version,omitempty"`
+	Host    string   `json:"host"`
+	Domains []string `json:"domains"`
+	Index   int      `json:"index"`
+	Name    string   `json:"name,omitempty"`
+	Match   string   `json:"match"`
+	Action  string   `json:"action"`
+}
+
+// Cluster is one element of GET /clusters.
+type Cluster struct {
+	Name      string `json:"name"`
+	Version   string `json:"version,omitempty"`
+	Discovery string `json:"discovery"`
+	Policy    string `json:"policy"`
+	Endpoints int    `json:"endpoints"`
+	Usable    int    `json:"usable"`
+	TimeoutMS int64  `json:"connect_timeout_ms"`
+}
+
+// Endpoint is one element of GET /endpoints.
+type Endpoint struct {
+	Cluster  string `json:"cluster"`
+	Address  string `json:"address"`
+	Hostname string `json:"hostname,omitempty"`
+	Locality string `json:"locality,omitempty"`
+	Priority uint32 `json:"priority"`
+	Weight   uint32 `json:"weight"`
+	Health   string `json:"health"`
+	Pod      string `json:"pod,omitempty"` // where it is a pod of this node
+}
+
+// Socket is one element of GET /sockets: one end of a pair that the datapath knows.
+type Socket struct {
+	Cookie     uint64 `json:"cookie"`
+	Pod        string `json:"pod,omitempty"`
+	Local      string `json:"local"`
+	Remote     string `json:"remote"`
+	Origin     string `json:"origin,omitempty"`
+	State      string `json:"state"` // redirected, passed, waiting, off …
+	Reason     string `json:"reason,omitempty"`
+	Redirected uint64 `json:"redirected_bytes"`
+	Passed     uint64 `json:"passed_bytes"`
+}
+
+// MapDump is GET /maps/NAME.
+type MapDump struct {
+	Map
+	Dump []MapEntry `json:"dump"`
+}
+
+// MapEntry is one entry of a BPF map, by field name.
+type MapEntry struct {
+	Key   json.RawMessage `json:"key"`
+	Value json.RawMessage `json:"value"`
+}
+
+// Logging is GET and POST /logging.
+type Logging struct {
+	Level string `json:"level"`
+}
+
+// Error is what every path answers when it fails.
+type Error struct {
+	Error string `json:"error"`
+}
