@@ -7,7 +7,7 @@ SCENARIO ?= http1-small
 LINTER   ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
 export CGO_ENABLED = 0
-LDFLAGS = -s -w -X main.version=$(VERSION)
+LDFLAGS = -s -w -X github.com/sockmesh/sockmesh/agent/version.version=$(VERSION)
 
 .DEFAULT_GOAL := build
 .PHONY: help build bpf image lint fuzz test demo e2e bench clean

@@ -97,7 +97,7 @@ func (l *Lab) build() error {
 	if l.lock, err = takeLock(l.Dir); err != nil {
 		return err
 	}
-	for _, d := range []string{"netns", "bpf", "manifests", "xds", "state", "log", "tmp"} {
+	for _, d := range []string{"netns", "pods", "bpf", "manifests", "xds", "state", "log", "tmp"} {
 		if err := os.Mkdir(filepath.Join(l.Dir, d), 0o755); err != nil {
 			return err
 		}
@@ -111,7 +111,22 @@ func (l *Lab) build() error {
 	if l.Node, err = l.newPlace("node", filepath.Join(l.Dir, "node")); err != nil {
 		return err
 	}
+	if err := l.writeEnter(); err != nil {
+		return err
+	}
 	return l.buildNode()
+}
+
+// writeEnter leaves a script in the lab's directory that runs a command as a pod would, for people.
+func (l *Lab) writeEnter() error {
+	script := fmt.Sprintf(`#!/bin/sh
+# in NAMESPACE/POD COMMAND...: runs the command in that pod's network namespace and cgroup.
+set -eu
+pod=$(echo "$1" | tr / _); shift
+echo $$ > %s/$pod/cgroup.procs
+exec nsenter --net=%s/pods/$pod "$@"
+`, l.Cgroup, l.Dir)
+	return os.WriteFile(filepath.Join(l.Dir, "in"), []byte(script), 0o755)
 }
 
 // Close ends every process of the lab and removes its namespaces, mounts, cgroup and directory. It may be called more

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -45,6 +46,9 @@ func (l *Lab) AddPod(spec PodSpec) (*Pod, error) {
 	l.mu.Lock()
 	l.pods[name] = p
 	l.mu.Unlock()
+	if err := os.Symlink(p.NetnsPath, p.link()); err != nil {
+		return nil, err
+	}
 	if err := l.connect(p); err != nil {
 		return nil, err
 	}
@@ -67,8 +71,11 @@ func (p *Pod) Delete() error {
 	if err := unix.Unmount(p.NetnsPath, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", p.NetnsPath, err)
 	}
-	return os.Remove(p.NetnsPath)
+	return errors.Join(os.Remove(p.NetnsPath), os.Remove(p.link()))
 }
+
+// link is where people find the namespace by the pod's name; under netns/ names are as a container runtime's.
+func (p *Pod) link() string { return filepath.Join(p.lab.Dir, "pods", flat(p.Place.Name)) }
 
 // Addr4 is the pod's first IPv4 address, the zero Addr if it has none.
 func (p *Pod) Addr4() netip.Addr { return p.first(netip.Addr.Is4) }
