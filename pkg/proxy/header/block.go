@@ -12,7 +12,6 @@
 package header
 
 import (
-	"bytes"
 	"strconv"
 	"unsafe"
 )
@@ -97,8 +96,9 @@ func (b *Block) at(s span) []byte {
 }
 
 // Has says whether the field is there.
-func (b *Block) Has(id ID) bool { return b.present[id>>6]&(1<<(id&63)) != 0 }
+func (b *Block) Has(id ID) bool { return b.present[id>>6]>>(id&63)&1 != 0 }
 
+// mark notes that id is there. Bit None is set too and means nothing: Has(None) is asked by nobody.
 func (b *Block) mark(id ID) { b.present[id>>6] |= 1 << (id & 63) }
 
 func (b *Block) unmark(id ID) { b.present[id>>6] &^= 1 << (id & 63) }
@@ -244,12 +244,8 @@ func str(v []byte) string { return unsafe.String(unsafe.SliceData(v), len(v)) }
 func HasToken(list []byte, lower string) bool {
 	for len(list) > 0 {
 		var item []byte
-		if i := bytes.IndexByte(list, ','); i >= 0 {
-			item, list = list[:i], list[i+1:]
-		} else {
-			item, list = list, nil
-		}
-		if EqualFold(TrimOWS(item), lower) {
+		item, list = nextItem(list)
+		if EqualFold(item, lower) {
 			return true
 		}
 	}

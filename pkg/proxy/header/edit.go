@@ -2,7 +2,7 @@ package header
 
 // Add appends a well-known field; a field of the same name stays.
 func (b *Block) Add(id ID, value string) {
-	b.addSpan(id, b.putName(names[id]), value)
+	b.addSpan(id, b.put(names[id]), value)
 }
 
 // AddBytes is Add for a value in bytes.
@@ -13,17 +13,15 @@ func (b *Block) AddName(name, value string) {
 	if b.setPseudo(name, value) {
 		return
 	}
-	n := b.putName(name)
+	n := b.put(name)
 	lowerInPlace(b.arena[n.off : n.off+n.n])
 	b.addSpan(Lookup(str(b.at(n))), n, value)
 }
 
 func (b *Block) addSpan(id ID, name span, value string) {
-	b.fields = append(b.fields, field{name: name, value: b.put(value), id: id})
+	b.fields = append(b.fields, field{name: name, value: b.putValue(value), id: id})
 	b.mark(id)
 }
-
-func (b *Block) putName(v string) span { return b.put(v) }
 
 // Set makes value the field's only one, in the place of its first.
 func (b *Block) Set(id ID, value string) {
@@ -31,7 +29,7 @@ func (b *Block) Set(id ID, value string) {
 		b.Add(id, value)
 		return
 	}
-	v := b.put(value)
+	v := b.putValue(value)
 	b.replace(v, func(f *field) bool { return f.id == id })
 }
 
@@ -51,7 +49,7 @@ func (b *Block) SetName(lower, value string) {
 		b.AddName(lower, value)
 		return
 	}
-	v := b.put(value)
+	v := b.putValue(value)
 	b.replace(v, func(f *field) bool { return f.id == None && string(b.at(f.name)) == lower })
 }
 
@@ -80,7 +78,8 @@ func (b *Block) Append(id ID, value string) {
 	for i := range b.fields {
 		if f := &b.fields[i]; f.id == id {
 			off := len(b.arena)
-			b.arena = append(append(append(b.arena, b.at(f.value)...), ", "...), value...)
+			b.arena = append(append(b.arena, b.at(f.value)...), ", "...)
+			b.putValue(value)
 			f.value = span{uint32(off), uint32(len(b.arena) - off)}
 			return
 		}
@@ -139,6 +138,18 @@ func (b *Block) CopyFrom(o *Block) {
 	b.present = o.present
 	b.method, b.path, b.authority, b.scheme = o.method, o.path, o.authority, o.scheme
 	b.pseudo, b.status = o.pseudo, o.status
+}
+
+// putValue copies a field value and makes it harmless: a line break or NUL that came by a header mutation must not
+// become a second header on the wire.
+func (b *Block) putValue(v string) span {
+	s := b.put(v)
+	for i, c := range b.arena[s.off : s.off+s.n] {
+		if c == '\r' || c == '\n' || c == 0 {
+			b.arena[int(s.off)+i] = ' '
+		}
+	}
+	return s
 }
 
 func (b *Block) setPseudo(name, value string) bool {

@@ -219,9 +219,3 @@ var lowerTable = func() (t [256]byte) {
 	}
 	return t
 }()
-
-func lowerInPlace(v []byte) {
-	for i, c := range v {
-		v[i] = lowerTable[c]
-	}
-}

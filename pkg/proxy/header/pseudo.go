@@ -38,16 +38,17 @@ func (b *Block) pseudoAt(p pseudoSet, s span) []byte {
 }
 
 // SetMethod sets the request method.
-func (b *Block) SetMethod(v string) { b.method = b.put(v); b.pseudo |= hasMethod }
+func (b *Block) SetMethod(v string) { b.method = b.putTarget(v); b.pseudo |= hasMethod }
 
-// SetPath sets the request target's path and query.
-func (b *Block) SetPath(v string) { b.path = b.put(v); b.pseudo |= hasPath }
+// SetPath sets the request target's path and query. White space and control characters, which would end the
+// target on the wire, are percent-encoded.
+func (b *Block) SetPath(v string) { b.path = b.putTarget(v); b.pseudo |= hasPath }
 
 // SetAuthority sets the host and port that the request is for.
-func (b *Block) SetAuthority(v string) { b.authority = b.put(v); b.pseudo |= hasAuthority }
+func (b *Block) SetAuthority(v string) { b.authority = b.putTarget(v); b.pseudo |= hasAuthority }
 
 // SetScheme sets the scheme.
-func (b *Block) SetScheme(v string) { b.scheme = b.put(v); b.pseudo |= hasScheme }
+func (b *Block) SetScheme(v string) { b.scheme = b.putTarget(v); b.pseudo |= hasScheme }
 
 // SetStatus sets the response status.
 func (b *Block) SetStatus(code int) { b.status = code }
@@ -57,4 +58,25 @@ func (b *Block) put(v string) span {
 	off := len(b.arena)
 	b.arena = append(b.arena, v...)
 	return span{uint32(off), uint32(len(v))}
+}
+
+// PrefixPath puts prefix before the path.
+func (b *Block) PrefixPath(prefix string) {
+	off := len(b.arena)
+	b.arena = append(append(b.arena, prefix...), b.Path()...)
+	b.path = span{uint32(off), uint32(len(b.arena) - off)}
+	b.pseudo |= hasPath
+}
+
+func (b *Block) putTarget(v string) span {
+	off := len(b.arena)
+	for i := 0; i < len(v); i++ {
+		if c := v[i]; c <= ' ' || c == 0x7f {
+			const hex = "0123456789ABCDEF"
+			b.arena = append(b.arena, '%', hex[c>>4], hex[c&15])
+		} else {
+			b.arena = append(b.arena, c)
+		}
+	}
+	return span{uint32(off), uint32(len(b.arena) - off)}
 }

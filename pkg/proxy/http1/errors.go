@@ -45,6 +45,8 @@ var (
 	ErrChunkTooLong    = bad("http1.codec_error", "chunk-size line or chunk extensions too long")
 	ErrTrailer         = bad("http1.codec_error", "field not allowed in trailers")
 	ErrUnexpectedEOF   = bad("http1.codec_error", "connection closed in the middle of a message")
+	ErrUpgrade         = bad("http1.codec_error", "101 that was not asked for")
+	ErrInterim         = bad("http1.codec_error", "too many informational responses")
 	ErrUnexpectedData  = bad("http1.codec_error", "data where no message was expected")
 
 	ErrTransferEncoding = &ParseError{501, "http1.invalid_transfer_encoding", "transfer-encoding other than chunked"}

@@ -82,6 +82,8 @@ type Framing struct {
 	Upgrade bool
 	// Continue: the sender of a request waits for 100 (Continue) before the body.
 	Continue bool
+	// ProperCase is for the encoder only: names as in Content-Type instead of lower case.
+	ProperCase bool
 }
 
 // Limits bound what a peer can make us keep.

@@ -1,0 +1,65 @@
+package header
+
+import "encoding/binary"
+
+// A codec fills a block in two steps. While it scans a buffer it stages what it finds, as offsets into that
+// buffer; then Import copies the scanned bytes in one go and brings the names to lower case in the copy. Copying once
+// is cheaper than copying field by field, and what is refused half-way has cost no copy at all.
+
+// StageField notes a field whose name and value lie at those offsets of the buffer that Import will be given.
+func (b *Block) StageField(name, nameLen, value, valueLen int) {
+	base := len(b.arena)
+	b.fields = append(b.fields, field{
+		name:  span{uint32(base + name), uint32(nameLen)},
+		value: span{uint32(base + value), uint32(valueLen)},
+	})
+}
+
+// StageMethod notes where the method lies.
+func (b *Block) StageMethod(off, n int) { b.method = b.stage(hasMethod, off, n) }
+
+// StagePath notes where path and query lie.
+func (b *Block) StagePath(off, n int) { b.path = b.stage(hasPath, off, n) }
+
+// StageAuthority notes where the authority lies.
+func (b *Block) StageAuthority(off, n int) { b.authority = b.stage(hasAuthority, off, n) }
+
+func (b *Block) stage(p pseudoSet, off, n int) span {
+	b.pseudo |= p
+	return span{uint32(len(b.arena) + off), uint32(n)}
+}
+
+// Import copies raw, the buffer that fields from index first on were staged for.
+func (b *Block) Import(raw []byte, first int) {
+	b.arena = append(b.arena, raw...)
+	for i := first; i < len(b.fields); i++ {
+		f := &b.fields[i]
+		name := b.arena[f.name.off : f.name.off+f.name.n]
+		lowerInPlace(name)
+		if id := Lookup(str(name)); id != None {
+			f.id = id
+			b.mark(id)
+		}
+	}
+}
+
+const (
+	swarOnes = 0x0101010101010101
+	swarHigh = 0x8080808080808080
+)
+
+// lowerInPlace brings ASCII to lower case, eight bytes at a time.
+func lowerInPlace(v []byte) {
+	for len(v) >= 8 {
+		x := binary.LittleEndian.Uint64(v)
+		low := x &^ swarHigh
+		aboveZ := low + (0x7f-'Z')*swarOnes
+		fromA := low + (0x80-'A')*swarOnes
+		upper := (fromA ^ aboveZ) & swarHigh &^ x
+		binary.LittleEndian.PutUint64(v, x|upper>>2)
+		v = v[8:]
+	}
+	for i, c := range v {
+		v[i] = lowerTable[c]
+	}
+}
