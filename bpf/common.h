@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Types and small helpers that all hooks share.
+ *
+ * One address path: IPv4, IPv6 and v4-mapped IPv6 are all 16 bytes here, so that a dual-stack socket and a plain
+ * IPv4 one meet under the same key. Ports are in host order everywhere except in the kernel's own context fields,
+ * where sockops and sk_msg mix both orders: only the functions of this file and of pairs.h read those.
+ */
+#ifndef SM_COMMON_H
+#define SM_COMMON_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+#define ECONNREFUSED 111
+#define O_NONBLOCK 04000
+#define SOL_IP 0
+#define SOL_IPV6 41
+#define SO_ORIGINAL_DST 80 /* IP6T_SO_ORIGINAL_DST is the same number */
+
+/* Verdicts of the cgroup hooks. */
+#define SM_DENY 0
+#define SM_ALLOW 1
+
+/* struct sm_config.flags */
+#define SM_ACCELERATE (1u << 0)
+#define SM_SERVICES (1u << 1)
+#define SM_FAIL_CLOSED (1u << 2)
+#define SM_ACCELERATE_PODS (1u << 3)
+#define SM_CLAIMS_EXACT (1u << 4)    /* some claim names an address */
+#define SM_CLAIMS_PORT (1u << 5)     /* some claim takes a port of every address */
+#define SM_CLAIMS_CATCHALL (1u << 6) /* some claim takes what is left */
+
+/* struct sm_target.mode */
+#define SM_MODE_SERVICE 1
+#define SM_MODE_PROXY 2
+#define SM_MODE_OFFLOAD 3
+
+/* struct sm_netns.flags and struct sm_local.flags */
+#define SM_ENROLLED (1u << 0)
+#define SM_BLOCKING_OK (1u << 1) /* accelerate blocking sockets too */
+
+/* struct sm_sock.role: what the socket is in a connection that we touched. pkg/datapath has the same list. */
+enum sm_role {
+	SM_ROLE_NONE,
+	SM_ROLE_CLIENT,     /* an application's socket, redirected to the proxy */
+	SM_ROLE_DOWNSTREAM, /* the proxy's accepted socket */
+	SM_ROLE_UPSTREAM,   /* the proxy's socket towards an endpoint */
+	SM_ROLE_SERVER,     /* an application's accepted socket behind the proxy */
+	SM_ROLE_SERVICE,    /* translated from a Service address to a backend */
+	SM_ROLE_OFFLOAD,    /* sent to an endpoint of an offloaded listener */
+	SM_ROLE_POD_CLIENT, /* pod to pod without proxy, connecting side */
+	SM_ROLE_POD_SERVER, /* pod to pod without proxy, accepting side */
+};
+
+/* struct sm_sock.state */
+enum sm_state {
+	SM_PLAIN,    /* ordinary TCP */
+	SM_WANTED,   /* to be enrolled when the handshake ends */
+	SM_ENROLLED_STATE, /* in sm_pairs */
+	SM_REMOVED,  /* was in sm_pairs, left again before anything was redirected */
+};
+
+/* struct sm_sock.latch: what happens to the bytes that this socket sends, fixed at its first message */
+enum sm_latch {
+	SM_UNDECIDED,
+	SM_REDIRECT,
+	SM_PASS,
+};
+
+/* struct sm_sock.reason: why the bytes aren't redirected. pkg/datapath spells them out. */
+enum sm_reason {
+	SM_WHY_NONE,
+	SM_WHY_OFF,          /* acceleration is switched off */
+	SM_WHY_BLOCKING,     /* a blocking read on a sockmap socket may return EAGAIN: kernel.md 22 */
+	SM_WHY_MPTCP,        /* sockmap and MPTCP don't mix */
+	SM_WHY_REMOTE,       /* the other end is not a pod of this node */
+	SM_WHY_ENROL_FAILED, /* the kernel refused the socket; sm_sock.error has the errno */
+	SM_WHY_PEER_PLAIN,   /* the other end could not be enrolled */
+	SM_WHY_LATE,         /* the first bytes left before the other end was there */
+	SM_WHY_PEER_MISSING, /* the other end was not found at the first message */
+	SM_WHY_PEER_GONE,    /* the other end has closed since */
+};
+
+/* Addresses are bytes so that dumps are readable, and aligned so that they move as words. */
+#define SM_ALIGNED __attribute__((aligned(4)))
+
+struct sm_config {
+	__u32 flags;
+	__u32 proxy_mark;
+	__u16 proxy_port;
+	__u16 pad;
+	__u32 layout;
+};
+
+struct sm_frontend_key {
+	__u8 addr[16] SM_ALIGNED;
+	__u16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct sm_claim_key {
+	__u8 addr[16] SM_ALIGNED; /* unspecified: every address of that family */
+	__u16 port;    /* 0 with an unspecified address: whatever is not claimed otherwise */
+	__u16 pad;
+};
+
+/* Where a frontend or a claim leads. One update of this value moves new connections from one complete set of slots
+ * to the next: the slots of the new generation are written before, those of the old one deleted afterwards. */
+struct sm_target {
+	__u32 pool;       /* owns the slots {pool, generation, 0..slots-1}; never used again for another address */
+	__u32 generation;
+	__u32 slots;      /* 0: refuse */
+	__u16 mode;
+	__u16 flags;
+	__u64 weight;     /* sum over the slots' weights; 1: all are equal, and no second draw is needed */
+	__u32 affinity_seconds;
+	__u32 pad;
+};
+
+struct sm_slot_key {
+	__u32 pool;
+	__u32 generation;
+	__u32 slot;
+};
+
+/* One column of an alias table (Walker, Vose): draw a column evenly, then keep its own backend with probability
+ * keep/weight, else take the other. Exact for integer weights, and one look-up however many endpoints there are. */
+struct sm_slot {
+	__u64 keep;
+	__u32 backend; /* 0: refuse */
+	__u32 other;
+};
+
+struct sm_backend {
+	__u8 addr[16] SM_ALIGNED;
+	__u16 port;
+	__u16 pad;
+};
+
+struct sm_netns {
+	__u32 flags;
+	__u32 pad;
+};
+
+struct sm_local {
+	__u64 netns;
+	__u32 flags;
+	__u32 pad;
+};
+
+/* Both ends of one TCP connection as one of the two sees them. netns is the cookie where an address is loopback,
+ * else 0: pod addresses are unique on a node, loopback tuples aren't. */
+struct sm_tuple {
+	__u8 local[16] SM_ALIGNED;
+	__u8 remote[16] SM_ALIGNED;
+	__u64 netns;
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 pad;
+};
+
+/* Handed from the connecting socket to the accepting one when the handshake ends. */
+struct sm_origin {
+	__u8 addr[16] SM_ALIGNED;
+	__u16 port;
+	__u8 role; /* of the connecting socket */
+	__u8 accelerate;
+	__u32 claim; /* SM_OPEN, then decided once by compare-and-swap */
+};
+
+#define SM_OPEN 0
+#define SM_TAKEN 1 /* the accepting side enrols itself */
+#define SM_LATE 2  /* the connecting side has sent its first bytes by TCP already */
+
+struct sm_sock {
+	__u8 origin[16] SM_ALIGNED;
+	__u64 netns;
+	__u64 redirected_bytes; /* sent by this socket, socket to socket */
+	__u64 passed_bytes;     /* sent by this socket, by TCP, while enrolled */
+	__u32 backend;
+	__u16 origin_port;
+	__u8 role;
+	__u8 state;
+	__u8 latch;
+	__u8 reason;
+	__s16 error;
+	__u32 pad;
+};
+
+/* Outcomes. Connections are counted at connect, bytes at each message. */
+struct sm_counters {
+	__u64 proxied;
+	__u64 offloaded;
+	__u64 service;
+	__u64 passed;
+	__u64 refused;
+	__u64 fail_open;
+	__u64 fail_closed;
+	__u64 origin_missing;
+	__u64 origin_full;
+	__u64 enrolled;
+	__u64 enrol_failed;
+	__u64 late;
+	__u64 skipped_blocking;
+	__u64 skipped_mptcp;
+	__u64 turned_blocking;
+	__u64 peer_missing;
+	__u64 peer_gone;
+	__u64 redirected_messages;
+	__u64 redirected_bytes;
+	__u64 passed_messages;
+	__u64 passed_bytes;
+	__u64 pool_retries;
+	__u64 storage_failed;
+};
+
+/* An address while it's being worked with. */
+struct sm_ip {
+	__be32 word[4];
+};
+
+static __always_inline struct sm_ip sm_mapped(__be32 v4)
+{
+	struct sm_ip ip = { .word = { 0, 0, bpf_htonl(0xffff), v4 } };
+
+	return ip;
+}
+
+static __always_inline void sm_store(__u8 *to, const struct sm_ip *ip)
+{
+	*(struct sm_ip *)to = *ip;
+}
+
+static __always_inline struct sm_ip sm_load(const __u8 *from)
+{
+	return *(const struct sm_ip *)from;
+}
+
+static __always_inline bool sm_is_v4(const struct sm_ip *ip)
+{
+	return !ip->word[0] && !ip->word[1] && ip->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool sm_is_loopback(const struct sm_ip *ip)
+{
+	if (sm_is_v4(ip))
+		return (ip->word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !ip->word[0] && !ip->word[1] && !ip->word[2] && ip->word[3] == bpf_htonl(1);
+}
+
+#endif

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* connect() and getpeername() of every process below the cgroup root.
+ *
+ * connect decides once where a connection goes: to the proxy in the caller's own network namespace, to an endpoint
+ * of an offloaded listener, to a backend of a Service, or wherever the caller said. Everything after that is
+ * ordinary TCP, with no cost per packet. getpeername tells the caller the address that it asked for.
+ */
+#include "maps.h"
+#include "socket.h"
+
+/* Set by the loader after a real attempt: bpf_set_retval came with 5.18. Without it a refusal reads EPERM. */
+const volatile bool sm_has_set_retval = false;
+
+#define SM_POOL_ATTEMPTS 4
+
+static __always_inline int sm_refuse(void)
+{
+	if (sm_has_set_retval)
+		bpf_set_retval(-ECONNREFUSED);
+	return SM_DENY;
+}
+
+struct sm_dest {
+	struct sm_ip ip;
+	__u16 port;
+};
+
+static __always_inline struct sm_target *sm_find_frontend(const struct sm_dest *d)
+{
+	struct sm_frontend_key key = { .port = d->port, .proto = IPPROTO_TCP };
+
+	sm_store(key.addr, &d->ip);
+	return bpf_map_lookup_elem(&sm_frontends, &key);
+}
+
+/* The most specific claim: the address itself, then its port on any address, then whatever is left. */
+static __always_inline struct sm_target *sm_find_claim(const struct sm_dest *d, __u32 flags)
+{
+	struct sm_claim_key key = { .port = d->port };
+	struct sm_target *t;
+
+	if (flags & SM_CLAIMS_EXACT) {
+		sm_store(key.addr, &d->ip);
+		t = bpf_map_lookup_elem(&sm_claims, &key);
+		if (t)
+			return t;
+	}
+	if (!(flags & (SM_CLAIMS_PORT | SM_CLAIMS_CATCHALL)))
+		return NULL;
+	__builtin_memset(key.addr, 0, sizeof(key.addr));
+	if (sm_is_v4(&d->ip))
+		key.addr[10] = key.addr[11] = 0xff;
+	if (flags & SM_CLAIMS_PORT) {
+		t = bpf_map_lookup_elem(&sm_claims, &key);
+		if (t)
+			return t;
+	}
+	if (!(flags & SM_CLAIMS_CATCHALL))
+		return NULL;
+	key.port = 0;
+	return bpf_map_lookup_elem(&sm_claims, &key);
+}
+
+#define SM_PICKED 0
+#define SM_PICK_REFUSE 1 /* nobody to send it to */
+#define SM_PICK_STALE 2  /* the set of slots was replaced meanwhile: look again */
+
+/* Draws a backend and puts its address into d. */
+static __always_inline int sm_pick(const struct sm_target *target, struct sm_dest *d, __u32 *backend_id)
+{
+	struct sm_slot_key key = { .pool = target->pool, .generation = target->generation };
+	__u32 slots = target->slots;
+	__u64 weight = target->weight;
+	struct sm_backend *backend;
+	struct sm_slot *slot;
+	__u32 id;
+
+	if (!slots)
+		return SM_PICK_REFUSE;
+	key.slot = bpf_get_prandom_u32() % slots;
+	slot = bpf_map_lookup_elem(&sm_slots, &key);
+	if (!slot)
+		return SM_PICK_STALE;
+	id = slot->backend;
+	if (weight > 1) {
+		__u64 coin = ((__u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
+
+		if (coin % weight >= slot->keep)
+			id = slot->other;
+	}
+	if (!id)
+		return SM_PICK_REFUSE;
+	backend = bpf_map_lookup_elem(&sm_backends, &id);
+	if (!backend)
+		return SM_PICK_STALE;
+	d->ip = sm_load(backend->addr);
+	d->port = backend->port;
+	*backend_id = id;
+	return SM_PICKED;
+}
+
+/* Does the proxy, or whoever holds its port, listen in the caller's network namespace? */
+static __always_inline bool sm_proxy_listens(struct bpf_sock_addr *ctx, bool v4, __u16 port)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size;
+	bool listens;
+
+	if (v4) {
+		tuple.ipv4.saddr = bpf_htonl(0x7f000001);
+		tuple.ipv4.daddr = bpf_htonl(0x7f000001);
+		tuple.ipv4.sport = bpf_htons(1);
+		tuple.ipv4.dport = bpf_htons(port);
+		size = sizeof(tuple.ipv4);
+	} else {
+		tuple.ipv6.saddr[3] = bpf_htonl(1);
+		tuple.ipv6.daddr[3] = bpf_htonl(1);
+		tuple.ipv6.sport = bpf_htons(1);
+		tuple.ipv6.dport = bpf_htons(port);
+		size = sizeof(tuple.ipv6);
+	}
+	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	listens = sk->state == BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return listens;
+}
+
+/* Whether the connecting socket may be enrolled: SM_WANTED, or SM_PLAIN with the reason. */
+static __always_inline __u8 sm_wants(struct bpf_sock *sk, const struct sm_config *cfg, __u32 netns_flags, __u8 *reason)
+{
+	if (!(cfg->flags & SM_ACCELERATE)) {
+		*reason = SM_WHY_OFF;
+		return SM_PLAIN;
+	}
+	if (sm_is_mptcp(sk)) {
+		*reason = SM_WHY_MPTCP;
+		SM_COUNT(skipped_mptcp);
+		return SM_PLAIN;
+	}
+	if (!(netns_flags & SM_BLOCKING_OK) && sm_is_blocking(sk)) {
+		*reason = SM_WHY_BLOCKING;
+		SM_COUNT(skipped_blocking);
+		return SM_PLAIN;
+	}
+	return SM_WANTED;
+}
+
+/* What the socket has to remember. Reused when a socket connects again. */
+static __always_inline struct sm_sock *sm_remember(struct bpf_sock *sk, __u8 role, const struct sm_dest *origin)
+{
+	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!st) {
+		SM_COUNT(storage_failed);
+		return NULL;
+	}
+	__builtin_memset(st, 0, sizeof(*st));
+	st->role = role;
+	if (origin) {
+		sm_store(st->origin, &origin->ip);
+		st->origin_port = origin->port;
+	}
+	return st;
+}
+
+/* A connection that stays what the caller asked for. A socket that was translated before must forget it. */
+static __always_inline int sm_leave(struct bpf_sock *sk)
+{
+	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
+
+	if (st)
+		__builtin_memset(st, 0, sizeof(*st));
+	return SM_ALLOW;
+}
+
+static __always_inline struct sm_local *sm_find_local(const struct sm_ip *ip)
+{
+	struct sm_local_key key;
+
+	sm_store(key.addr, ip);
+	return bpf_map_lookup_elem(&sm_local, &key);
+}
+
+/* The connection goes to the pod itself, translated or not: can both ends be enrolled? Marks the socket so that
+ * sockops need only look into its storage. */
+static __always_inline void sm_prepare_direct(struct bpf_sock *sk, const struct sm_config *cfg, bool proxy,
+					      __u32 netns_flags, const struct sm_dest *origin,
+					      const struct sm_dest *to, struct sm_sock *st)
+{
+	struct sm_local *local;
+	__u8 reason = SM_WHY_NONE, state = SM_PLAIN;
+
+	local = sm_find_local(&to->ip);
+	if (!local)
+		reason = SM_WHY_REMOTE;
+	else if (!proxy && !(local->flags & SM_ENROLLED))
+		return;
+	else
+		state = sm_wants(sk, cfg, proxy ? SM_BLOCKING_OK : netns_flags, &reason);
+	if (!st)
+		st = sm_remember(sk, proxy ? SM_ROLE_UPSTREAM : SM_ROLE_POD_CLIENT, origin);
+	else if (proxy)
+		st->role = SM_ROLE_UPSTREAM;
+	if (!st)
+		return;
+	st->state = state;
+	st->reason = reason;
+}
+
+/* Sends the connection to the listener of the proxy in the caller's netns. */
+static __always_inline int sm_to_proxy(struct bpf_sock *sk, const struct sm_config *cfg, __u64 netns,
+				       __u32 netns_flags, struct sm_dest *d)
+{
+	struct sm_sock *st = sm_remember(sk, SM_ROLE_CLIENT, d);
+
+	if (!st)
+		return SM_DENY; /* out of memory: without the origin the proxy could only guess */
+	st->netns = netns;
+	st->state = sm_wants(sk, cfg, netns_flags, &st->reason);
+	if (sm_is_v4(&d->ip)) {
+		d->ip = sm_mapped(bpf_htonl(0x7f000001));
+	} else {
+		__builtin_memset(&d->ip, 0, sizeof(d->ip));
+		d->ip.word[3] = bpf_htonl(1);
+	}
+	d->port = cfg->proxy_port;
+	SM_COUNT(proxied);
+	return SM_ALLOW;
+}
+
+/* The whole decision. Changes d where the connection is to go elsewhere. */
+static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest *d)
+{
+	struct sm_dest origin = *d;
+	struct bpf_sock *sk = ctx->sk;
+	struct sm_config *cfg;
+	struct sm_netns *netns = NULL;
+	struct sm_target *claim, *found;
+	struct sm_target target;
+	struct sm_sock *st = NULL;
+	__u32 backend = 0, netns_flags = 0, flags;
+	__u64 cookie = 0;
+	bool proxy;
+	int i, picked = SM_PICK_REFUSE;
+
+	if (ctx->protocol != IPPROTO_TCP || !sk)
+		return SM_ALLOW; /* UDP is translated at connect, sendmsg and recvmsg alike: not here yet */
+	if (sm_is_loopback(&d->ip))
+		return sm_leave(sk);
+	cfg = sm_configuration();
+	if (!cfg)
+		return SM_ALLOW;
+	flags = cfg->flags;
+
+	proxy = sk->mark == cfg->proxy_mark;
+	if (!proxy && flags & (SM_CLAIMS_EXACT | SM_CLAIMS_PORT | SM_CLAIMS_CATCHALL | SM_ACCELERATE_PODS)) {
+		cookie = bpf_get_netns_cookie(ctx);
+		netns = bpf_map_lookup_elem(&sm_netns, &cookie);
+		if (netns)
+			netns_flags = netns->flags;
+	}
+
+	if (netns_flags & SM_ENROLLED) {
+		claim = sm_find_claim(d, flags);
+		if (claim && claim->mode == SM_MODE_PROXY) {
+			if (sm_proxy_listens(ctx, sm_is_v4(&d->ip), cfg->proxy_port))
+				return sm_to_proxy(sk, cfg, cookie, netns_flags, d);
+			if (flags & SM_FAIL_CLOSED) {
+				SM_COUNT(fail_closed);
+				return sm_refuse();
+			}
+			SM_COUNT(fail_open);
+		} else if (claim) {
+			for (i = 0; i < SM_POOL_ATTEMPTS; i++) {
+				target = *claim;
+				picked = sm_pick(&target, d, &backend);
+				if (picked != SM_PICK_STALE)
+					break;
+				SM_COUNT(pool_retries);
+				claim = sm_find_claim(&origin, flags);
+				if (!claim)
+					break;
+			}
+			if (picked != SM_PICKED) {
+				SM_COUNT(refused);
+				return sm_refuse();
+			}
+			SM_COUNT(offloaded);
+			st = sm_remember(sk, SM_ROLE_OFFLOAD, &origin);
+			if (st)
+				st->backend = backend;
+			goto direct;
+		}
+	}
+
+	if (flags & SM_SERVICES) {
+		found = sm_find_frontend(d);
+		if (found) {
+			for (i = 0; i < SM_POOL_ATTEMPTS && found; i++) {
+				target = *found;
+				picked = sm_pick(&target, d, &backend);
+				if (picked != SM_PICK_STALE)
+					break;
+				SM_COUNT(pool_retries);
+				found = sm_find_frontend(&origin);
+			}
+			if (picked != SM_PICKED) {
+				SM_COUNT(refused);
+				return sm_refuse();
+			}
+			SM_COUNT(service);
+			st = sm_remember(sk, SM_ROLE_SERVICE, &origin);
+			if (st)
+				st->backend = backend;
+			goto direct;
+		}
+	}
+
+	sm_leave(sk);
+	if (netns_flags & SM_ENROLLED)
+		SM_COUNT(passed);
+direct:
+	if (proxy && flags & SM_ACCELERATE)
+		sm_prepare_direct(sk, cfg, true, 0, NULL, d, st);
+	else if (flags & SM_ACCELERATE_PODS && netns_flags & SM_ENROLLED)
+		sm_prepare_direct(sk, cfg, false, netns_flags, NULL, d, st);
+	return SM_ALLOW;
+}
+
+SEC("cgroup/connect4")
+int sm_connect4(struct bpf_sock_addr *ctx)
+{
+	struct sm_dest d = { .ip = sm_mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port) };
+	struct sm_dest was = d;
+	int verdict = sm_connect(ctx, &d);
+
+	if (d.ip.word[3] != was.ip.word[3])
+		ctx->user_ip4 = d.ip.word[3];
+	if (d.port != was.port)
+		ctx->user_port = bpf_htons(d.port);
+	return verdict;
+}
+
+SEC("cgroup/connect6")
+int sm_connect6(struct bpf_sock_addr *ctx)
+{
+	struct sm_dest d = { .port = bpf_ntohs(ctx->user_port) };
+	struct sm_dest was;
+	int verdict;
+
+	d.ip.word[0] = ctx->user_ip6[0];
+	d.ip.word[1] = ctx->user_ip6[1];
+	d.ip.word[2] = ctx->user_ip6[2];
+	d.ip.word[3] = ctx->user_ip6[3];
+	was = d;
+	verdict = sm_connect(ctx, &d);
+	if (__builtin_memcmp(&d.ip, &was.ip, sizeof(d.ip))) {
+		ctx->user_ip6[0] = d.ip.word[0];
+		ctx->user_ip6[1] = d.ip.word[1];
+		ctx->user_ip6[2] = d.ip.word[2];
+		ctx->user_ip6[3] = d.ip.word[3];
+	}
+	if (d.port != was.port)
+		ctx->user_port = bpf_htons(d.port);
+	return verdict;
+}
+
+/* The address that a connecting socket asked for; NULL if it got just that. */
+static __always_inline struct sm_sock *sm_asked_for(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sm_sock *st;
+
+	if (!sk)
+		return NULL;
+	st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
+	if (!st || !st->origin_port || st->role == SM_ROLE_DOWNSTREAM)
+		return NULL;
+	return st;
+}
+
+SEC("cgroup/getpeername4")
+int sm_getpeer4(struct bpf_sock_addr *ctx)
+{
+	struct sm_sock *st = sm_asked_for(ctx);
+	struct sm_ip ip;
+
+	if (!st)
+		return SM_ALLOW;
+	ip = sm_load(st->origin);
+	ctx->user_ip4 = ip.word[3];
+	ctx->user_port = bpf_htons(st->origin_port);
+	return SM_ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int sm_getpeer6(struct bpf_sock_addr *ctx)
+{
+	struct sm_sock *st = sm_asked_for(ctx);
+	struct sm_ip ip;
+
+	if (!st)
+		return SM_ALLOW;
+	ip = sm_load(st->origin);
+	ctx->user_ip6[0] = ip.word[0];
+	ctx->user_ip6[1] = ip.word[1];
+	ctx->user_ip6[2] = ip.word[2];
+	ctx->user_ip6[3] = ip.word[3];
+	ctx->user_port = bpf_htons(st->origin_port);
+	return SM_ALLOW;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Lists the sockets that have storage of ours, for `sockmesh sockets`. Run by reading from the iterator, at no cost to
+ * anybody else. */
+#include "maps.h"
+
+/* One record of the iterator's output. */
+struct sm_socket_row {
+	struct sm_sock state;
+	__u8 local[16] SM_ALIGNED;
+	__u8 remote[16] SM_ALIGNED;
+	__u64 cookie;
+	__u64 netns;
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 family;
+	__u8 tcp_state;
+	__u8 pad;
+};
+
+const struct sm_socket_row *sm_row_btf __attribute__((unused)); /* keeps the type in BTF for bpf2go */
+
+SEC("iter/bpf_sk_storage_map")
+int sm_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct sm_sock *st = ctx->value;
+	struct sm_socket_row row = {};
+	struct sm_ip ip;
+
+	if (!sk || !st)
+		return 0;
+	__builtin_memcpy(&row.state, st, sizeof(row.state));
+	row.cookie = bpf_get_socket_cookie(sk);
+	row.netns = sk->__sk_common.skc_net.net->net_cookie;
+	row.family = sk->__sk_common.skc_family;
+	row.tcp_state = sk->__sk_common.skc_state;
+	row.local_port = sk->__sk_common.skc_num;
+	row.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	if (row.family == AF_INET6) {
+		BPF_CORE_READ_INTO(&row.local, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&row.remote, sk, __sk_common.skc_v6_daddr);
+	} else {
+		ip = sm_mapped(sk->__sk_common.skc_rcv_saddr);
+		sm_store(row.local, &ip);
+		ip = sm_mapped(sk->__sk_common.skc_daddr);
+		sm_store(row.remote, &ip);
+	}
+	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
+	return 0;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The maps. All hooks share them, and they outlive the agent: pinned under <bpffs>/v<layout>/maps. Capacities are
+ * set by the loader. pkg/datapath's reconciler is the only writer of those that hold configuration.
+ */
+#ifndef SM_MAPS_H
+#define SM_MAPS_H
+
+#include "common.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sm_config);
+} sm_config SEC(".maps");
+
+/* Service addresses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct sm_frontend_key);
+	__type(value, struct sm_target);
+} sm_frontends SEC(".maps");
+
+/* Addresses that an xDS listener claims for the connections of enrolled pods. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sm_claim_key);
+	__type(value, struct sm_target);
+} sm_claims SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 524288);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sm_slot_key);
+	__type(value, struct sm_slot);
+} sm_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct sm_backend);
+} sm_backends SEC(".maps");
+
+/* Network namespaces (by cookie) whose connections listeners may claim. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct sm_netns);
+} sm_netns SEC(".maps");
+
+struct sm_local_key {
+	__u8 addr[16] SM_ALIGNED;
+};
+
+/* Addresses of this node's pods: where the second leg can be redirected too. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct sm_local_key);
+	__type(value, struct sm_local);
+} sm_local SEC(".maps");
+
+/* Connections between the two ends' ESTABLISHED, microseconds each. LRU: an entry whose other end never comes
+ * (a full backlog, a dead peer) must not stay for ever. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct sm_tuple);
+	__type(value, struct sm_origin);
+} sm_origin SEC(".maps");
+
+/* What we know of a socket; dies with it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sm_sock);
+} sm_sock SEC(".maps");
+
+/* Enrolled sockets, each under its own view of the connection. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 131072);
+	__type(key, struct sm_tuple);
+	__type(value, __u64);
+} sm_pairs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sm_counters);
+} sm_counters SEC(".maps");
+
+static __always_inline struct sm_config *sm_configuration(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sm_config, &zero);
+}
+
+/* SM_COUNT(field) and SM_ADD(field, n) bump one counter of this CPU. */
+#define SM_ADD(field, n)                                                                           \
+	({                                                                                         \
+		__u32 zero_ = 0;                                                                   \
+		struct sm_counters *c_ = bpf_map_lookup_elem(&sm_counters, &zero_);                \
+		if (c_)                                                                            \
+			c_->field += (n);                                                          \
+	})
+#define SM_COUNT(field) SM_ADD(field, 1)
+
+#endif

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Every message that an enrolled socket sends: straight into the other end's receive queue, or by TCP.
+ *
+ * Decided at the first message of a direction and never changed for the better: the receiver drains redirected bytes
+ * before those that came by TCP, so a direction that began by TCP has to go on by TCP, else bytes swap. The other
+ * way round is safe, and happens when the other end has closed: TCP answers then as it always does.
+ * bpf_msg_redirect_hash says SK_DROP where the other end is not in the map; that must never be returned, because
+ * the application would read EACCES.
+ */
+#include "pairs.h"
+#include "socket.h"
+
+static __always_inline bool sm_redirect(struct sk_msg_md *msg, struct sm_tuple *peer)
+{
+	return bpf_msg_redirect_hash(msg, &sm_pairs, peer, BPF_F_INGRESS) == SK_PASS;
+}
+
+/* The other end isn't there. If it is still on its way, tell it not to come: its inbound bytes take TCP. If it
+ * arrived between our two looks, all is well after all. */
+static __always_inline bool sm_peer_absent(struct sk_msg_md *msg, struct sm_sock *st, struct sm_tuple *self,
+					   struct sm_tuple *peer)
+{
+	struct sm_origin *note = bpf_map_lookup_elem(&sm_origin, self);
+
+	if (note && __sync_val_compare_and_swap(&note->claim, SM_OPEN, SM_LATE) == SM_OPEN) {
+		st->reason = SM_WHY_LATE;
+		SM_COUNT(late);
+		return true;
+	}
+	if (sm_redirect(msg, peer))
+		return false;
+	st->reason = SM_WHY_PEER_MISSING;
+	SM_COUNT(peer_missing);
+	return true;
+}
+
+SEC("sk_msg")
+int sm_msg(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct sm_tuple self, peer;
+	struct sm_sock *st;
+	__u32 size = msg->size;
+
+	if (!sk)
+		return SK_PASS;
+	st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
+	if (!st)
+		return SK_PASS;
+	if (st->latch == SM_PASS)
+		goto pass;
+
+	SM_TUPLE(msg, &self);
+	sm_mirror(&peer, &self);
+	if (!sm_redirect(msg, &peer)) {
+		if (st->latch == SM_REDIRECT) {
+			st->reason = SM_WHY_PEER_GONE;
+			SM_COUNT(peer_gone);
+			st->latch = SM_PASS;
+			goto pass;
+		}
+		if (sm_peer_absent(msg, st, &self, &peer)) {
+			st->latch = SM_PASS;
+			goto pass;
+		}
+	}
+	if (st->latch == SM_UNDECIDED) {
+		st->latch = SM_REDIRECT;
+		if (st->role == SM_ROLE_CLIENT && sm_is_blocking(sk))
+			SM_COUNT(turned_blocking);
+	}
+	st->redirected_bytes += size;
+	SM_COUNT(redirected_messages);
+	SM_ADD(redirected_bytes, size);
+	return SK_PASS;
+pass:
+	st->passed_bytes += size;
+	SM_COUNT(passed_messages);
+	SM_ADD(passed_bytes, size);
+	return SK_PASS;
+}
