@@ -22,6 +22,9 @@ const settleEvery = 8
 // publishEvery is how often a busy loop copies its counters to where Stats reads them.
 const publishEvery = int64(100 * time.Millisecond)
 
+// birth is where every loop's clock starts, a second early so that no time is 0, which means "never".
+var birth = time.Now().Add(-time.Second)
+
 // Config of a loop. The zero value works.
 type Config struct {
 	// Index tells the loops of an engine apart in logs.
@@ -59,7 +62,6 @@ type Loop struct {
 	cfg     Config
 	log     *slog.Logger
 	backend backend
-	base    time.Time
 	now     int64
 	wheel   wheel
 	pool    pool
@@ -128,10 +130,11 @@ func New(cfg Config) (*Loop, error) {
 		cfg.Logger = slog.Default()
 	}
 	l := &Loop{
-		cfg: cfg, log: cfg.Logger.With("loop", cfg.Index), base: time.Now(),
+		cfg: cfg, log: cfg.Logger.With("loop", cfg.Index),
 		scratch: make([]byte, scratchSize), entries: make([]entry, 1, 64), done: make(chan struct{}),
 	}
-	l.wheel.init(0)
+	l.readClock()
+	l.wheel.init(l.now)
 	l.stallTimer.Init(l.retryStalled)
 	var err error
 	if l.backend, err = newEpoll(l); err != nil {
@@ -143,13 +146,13 @@ func New(cfg Config) (*Loop, error) {
 // Index is the loop's number among the engine's loops.
 func (l *Loop) Index() int { return l.cfg.Index }
 
-// Now is a monotonic clock in nanoseconds, read once per wake-up.
+// Now is a monotonic clock in nanoseconds, the same for all loops, read once per wake-up.
 func (l *Loop) Now() int64 { return l.now }
 
 // Time is Now as wall-clock time.
-func (l *Loop) Time() time.Time { return l.base.Add(time.Duration(l.now)) }
+func (l *Loop) Time() time.Time { return birth.Add(time.Duration(l.now)) }
 
-func (l *Loop) readClock() { l.now = int64(time.Since(l.base)) }
+func (l *Loop) readClock() { l.now = int64(time.Since(birth)) }
 
 // Post has fn called on the loop's thread soon. It returns false, and fn will never run, if the loop has
 // stopped. From any goroutine.
