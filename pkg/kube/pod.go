@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -84,6 +85,15 @@ type Pod struct {
 // String is namespace/name.
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
+// equal tells whether two descriptions say the same.
+func (p *Pod) equal(b *Pod) bool {
+	return slices.Equal(p.IPs, b.IPs) && p.Created.Equal(b.Created) &&
+		p.UID == b.UID && p.Namespace == b.Namespace && p.Name == b.Name && p.ServiceAccount == b.ServiceAccount &&
+		p.NodeName == b.NodeName && p.HostNetwork == b.HostNetwork && p.Terminal == b.Terminal && p.Deleting == b.Deleting &&
+		p.Label == b.Label && p.NamespaceLabel == b.NamespaceLabel && p.Enrolled == b.Enrolled &&
+		p.AccelerateBlocking == b.AccelerateBlocking
+}
+
 // enrolled is the verdict on a pod: its own label, else its namespace's, else the policy; host-network pods never.
 func enrolled(policy EnrollPolicy, p *Pod) bool {
 	if p.HostNetwork {
@@ -104,4 +114,8 @@ type Node struct {
 	Zone string
 	// Addresses are the node's own (InternalIP and ExternalIP).
 	Addresses []netip.Addr
+}
+
+func (n *Node) equal(b *Node) bool {
+	return n.Name == b.Name && n.Zone == b.Zone && slices.Equal(n.Addresses, b.Addresses)
 }

@@ -8,7 +8,7 @@ type Store struct {
 	// owner is the Service that a slice belongs to, because its label may change.
 	owner     map[Name]Name
 	dirty     []*entry
-	objects   int
+	served    int
 	endpoints int
 }
 
@@ -41,10 +41,7 @@ func (s *Store) SetNode(n Node) {
 // SetService adds a Service or replaces it.
 func (s *Store) SetService(o *Object) {
 	e := s.entry(o.Name)
-	switch {
-	case e.object == nil:
-		s.objects++
-	case e.object.Equal(o):
+	if e.object != nil && e.object.Equal(o) {
 		return
 	}
 	e.object = o
@@ -57,7 +54,6 @@ func (s *Store) DeleteService(name Name) {
 	if e == nil || e.object == nil {
 		return
 	}
-	s.objects--
 	e.object = nil
 	s.mark(e)
 }
@@ -111,6 +107,7 @@ func (s *Store) Next() (name Name, svc *Service, ok bool) {
 		svc := Build(e.object, e.list(), s.node)
 		announced := e.announced
 		e.announced = svc != nil
+		s.served += count(e.announced) - count(announced)
 		if svc != nil || announced {
 			return e.name, svc, true
 		}
@@ -122,8 +119,15 @@ func (s *Store) Next() (name Name, svc *Service, ok bool) {
 // Pending is how many Services wait for Next.
 func (s *Store) Pending() int { return len(s.dirty) }
 
-// Counts are the numbers of Services and of endpoints in all slices.
-func (s *Store) Counts() (services, endpoints int) { return s.objects, s.endpoints }
+// Counts are the numbers of Services that mean something here and of endpoints in all slices.
+func (s *Store) Counts() (services, endpoints int) { return s.served, s.endpoints }
+
+func count(yes bool) int {
+	if yes {
+		return 1
+	}
+	return 0
+}
 
 func (s *Store) entry(name Name) *entry {
 	e := s.services[name]

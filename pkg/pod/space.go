@@ -1,0 +1,111 @@
+package pod
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// space is a network namespace under the folder.
+type space struct {
+	id     spaceID
+	cookie uint64
+	names  map[string]bool // its files; usually one
+	file   *os.File
+	watch  *addrWatch
+	addrs  map[netip.Addr]bool
+	hadPod bool // a pod is or was in it
+}
+
+// newSpace takes over an opened namespace and starts to watch its addresses.
+func newSpace(file *os.File, id spaceID) (*space, error) {
+	s := &space{id: id, file: file, names: map[string]bool{}}
+	err := OpenInNetns(file, func() (err error) {
+		s.watch, s.cookie, err = newAddrWatch()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// close lets go of the namespace.
+func (s *space) close() {
+	s.watch.close()
+	_ = s.file.Close()
+}
+
+// name is one of its files' names.
+func (s *space) name() string {
+	best := ""
+	for n := range s.names {
+		if best == "" || n < best {
+			best = n
+		}
+	}
+	return best
+}
+
+// owns counts how many of a pod's addresses are in the namespace.
+func (s *space) owns(ips []netip.Addr) int {
+	n := 0
+	for _, ip := range ips {
+		if !ip.IsLoopback() && s.addrs[ip] {
+			n++
+		}
+	}
+	return n
+}
+
+// dup gives the receiver of a pod its own descriptor of the namespace.
+func (s *space) dup() (*os.File, error) {
+	fd, err := unix.FcntlInt(s.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("dup network namespace: %w", err)
+	}
+	return os.NewFile(uintptr(fd), s.file.Name()), nil
+}
+
+// sockets are listeners that were opened by one visit to a namespace.
+type sockets struct {
+	fds      []int
+	has4     bool
+	has6     bool
+	wait6    bool  // ::1 isn't there but should come
+	problem4 error // nil if has4 was wanted and opened
+	problem6 error // nil if opened, or absent for good
+}
+
+// open opens the listeners that are still missing.
+func (s *space) open(port uint16, need4, need6 bool) sockets {
+	var got sockets
+	err := OpenInNetns(s.file, func() error {
+		if need4 {
+			fd, err := listen(netip.AddrPortFrom(loopback4, port))
+			if err != nil {
+				got.problem4 = err
+				return nil // Without the first there is no use in the second yet.
+			}
+			got.fds, got.has4 = append(got.fds, fd), true
+		}
+		if need6 {
+			fd, err := listen(netip.AddrPortFrom(loopback6, port))
+			switch {
+			case err == nil:
+				got.fds, got.has6 = append(got.fds, fd), true
+			case err == errNoLoopback:
+				got.wait6 = !ipv6Off()
+			default:
+				got.problem6 = err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		got.problem4 = err
+	}
+	return got
+}
