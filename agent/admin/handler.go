@@ -47,7 +47,7 @@ func Handler(src Source) http.Handler {
 	}
 	get("/status", func(*http.Request) (any, error) { return src.Status(), nil })
 	get("/pods", func(*http.Request) (any, error) { return list(src.Pods()), nil })
-	get("/services", func(*http.Request) (any, error) { return list(src.Services()), nil })
+	get("/services", func(r *http.Request) (any, error) { return services(src.Services(), r.URL.Query().Get("name")) })
 	get("/listeners", func(*http.Request) (any, error) { return list(src.Listeners()), nil })
 	get("/routes", func(*http.Request) (any, error) { return list(src.Routes()), nil })
 	get("/clusters", func(*http.Request) (any, error) { return list(src.Clusters()), nil })
@@ -90,6 +90,23 @@ var paths = map[string]string{
 	"/clusters": "xDS clusters", "/endpoints": "their endpoints", "/sockets": "accelerated sockets",
 	"/maps": "BPF maps and their fill", "/maps/NAME": "one map's content", "/config_dump": "Envoy's ConfigDump, secrets redacted",
 	"/explain": "POST {from, url, method, headers}: every decision on a connection's way", "/logging": "GET, or POST {level}",
+}
+
+// services are all, or those of a name: NAMESPACE/NAME, or NAME in any namespace.
+func services(all []api.Service, name string) ([]api.Service, error) {
+	if name == "" {
+		return list(all), nil
+	}
+	var found []api.Service
+	for _, s := range all {
+		if s.Name == name || s.Namespace+"/"+s.Name == name {
+			found = append(found, s)
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("Service %q: %w", name, ErrNotFound)
+	}
+	return found, nil
 }
 
 // list makes an empty list of none, so that readers of the JSON never meet null.

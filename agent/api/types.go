@@ -268,15 +268,20 @@ type Endpoint struct {
 	Pod      string `json:"pod,omitempty"` // where it is a pod of this node
 }
 
-// Socket is one element of GET /sockets: one end of a pair that the datapath knows.
+// Socket is one element of GET /sockets: one socket that the datapath touched.
 type Socket struct {
-	Cookie     uint64 `json:"cookie"`
-	Pod        string `json:"pod,omitempty"`
-	Local      string `json:"local"`
-	Remote     string `json:"remote"`
-	Origin     string `json:"origin,omitempty"`
-	State      string `json:"state"` // redirected, passed, waiting, off …
+	Cookie uint64 `json:"cookie"`
+	Netns  uint64 `json:"netns"`         // cookie of its network namespace
+	Pod    string `json:"pod,omitempty"` // whose namespace that is
+	Role   string `json:"role"`
+	Local  string `json:"local"`
+	Remote string `json:"remote"`
+	Origin string `json:"origin,omitempty"` // where the client wanted to go
+	// Redirects: what it sends goes socket to socket; State and Reason say more.
+	Redirects  bool   `json:"redirected"`
+	State      string `json:"state"`
 	Reason     string `json:"reason,omitempty"`
+	Peer       uint64 `json:"peer,omitempty"` // cookie of the other end
 	Redirected uint64 `json:"redirected_bytes"`
 	Passed     uint64 `json:"passed_bytes"`
 }

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sockmesh/sockmesh/agent/api"
+	"github.com/sockmesh/sockmesh/pkg/cli"
+)
+
+func newStatusCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "The whole state of the agent at a glance",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return show(cmd, o, "/status", writeStatus)
+		},
+	}
+}
+
+// writeStatus prints one line per subject, and below it what needs attention.
+func writeStatus(w io.Writer, s api.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	line := func(subject, format string, args ...any) { fmt.Fprintf(t, "%s:\t%s\n", subject, fmt.Sprintf(format, args...)) }
+	more := func(format string, args ...any) { fmt.Fprintf(t, "\t%s\n", fmt.Sprintf(format, args...)) }
+
+	line("Node", "%s", s.Node)
+	line("Agent", "%s, up %s", s.Version, time.Duration(s.UptimeSeconds)*time.Second)
+	switch {
+	case s.Draining:
+		line("Ready", "no: draining")
+	case s.Ready:
+		line("Ready", "yes")
+	default:
+		line("Ready", "no")
+	}
+	for _, r := range s.NotReadyReasons {
+		more("- %s", r)
+	}
+	if s.Canary.OK {
+		line("Canary", "ok, %d us, at %s (%d of %d)", s.Canary.Micros, s.Canary.At, s.Canary.Successes, s.Canary.Successes+s.Canary.Failures)
+	} else {
+		line("Canary", "failed: %s", orDash(s.Canary.Error))
+	}
+	active := "active"
+	if !s.Acceleration.Active {
+		active = "not active"
+	}
+	if s.Acceleration.Reason != "" {
+		active += ": " + s.Acceleration.Reason
+	}
+	line("Acceleration", "%s (%s)", active, s.Acceleration.Mode)
+	more("%d pairs, %s socket to socket, %s by TCP", s.Acceleration.Pairs,
+		cli.Bytes(s.Acceleration.RedirectedBytes), cli.Bytes(s.Acceleration.PassedBytes))
+	for _, p := range s.Acceleration.Probes {
+		if !p.OK {
+			more("- %s: no: %s", p.Name, p.Detail)
+		}
+	}
+	line("Connections", "%d proxied, %d offloaded, %d to Services, %d passed, %d refused",
+		s.Connections.Proxied, s.Connections.Offloaded, s.Connections.Service, s.Connections.Passed, s.Connections.Refused)
+	if s.Connections.FailedOpen > 0 {
+		more("- %d claimed connections met no proxy and went on without it", s.Connections.FailedOpen)
+	}
+	line("Proxy", "%d loops, %d open connections, %d requests, configuration %d",
+		s.Proxy.Loops, s.Proxy.Connections, s.Proxy.Requests, s.Proxy.Generation)
+	line("Pods", "%d on this node, %d enrolled", s.Pods.Local, s.Pods.Enrolled)
+	writeKubernetes(line, more, s.Kubernetes)
+	writeXDS(line, more, s.XDS)
+	line("Datapath", "%d programs, %d maps", len(s.Datapath.Programs), len(s.Datapath.Maps))
+	for _, m := range s.Datapath.Maps {
+		if m.MaxEntries > 0 && m.Entries*10 >= uint64(m.MaxEntries)*9 {
+			more("- map %s is %d%% full", m.Name, m.Entries*100/uint64(m.MaxEntries))
+		}
+	}
+	for _, e := range s.Datapath.Errors {
+		more("- %s", e)
+	}
+	return t.Flush()
+}
+
+type lineFunc func(subject, format string, args ...any)
+type moreFunc func(format string, args ...any)
+
+func writeKubernetes(line lineFunc, more moreFunc, k api.Kubernetes) {
+	if k.Source == "" {
+		line("Kubernetes", "none")
+		return
+	}
+	synced := "synced"
+	if !k.Synced {
+		synced = "not synced"
+		if len(k.Waiting) > 0 {
+			synced += ", waiting for " + strings.Join(k.Waiting, ", ")
+		}
+	}
+	line("Kubernetes", "%s, %s", k.Source, synced)
+	more("%d services, %d endpoints, %d pods", k.Services, k.Endpoints, k.Pods)
+	for _, e := range k.Errors {
+		more("- %s", e)
+	}
+}
+
+func writeXDS(line lineFunc, more moreFunc, x api.XDS) {
+	if len(x.Servers) == 0 {
+		line("xDS", "no server")
+	}
+	for i, s := range x.Servers {
+		subject := ""
+		if i == 0 {
+			subject = "xDS"
+		}
+		state := "connected"
+		if !s.Connected {
+			state = "not connected: " + orDash(s.LastError)
+		}
+		if subject == "" {
+			more("%s, %s", s.Name, state)
+		} else {
+			line(subject, "%s, %s", s.Name, state)
+		}
+	}
+	r := x.Resources
+	more("%d listeners, %d routes, %d clusters, %d endpoints, %d secrets", r.Listener, r.Route, r.Cluster, r.Endpoint, r.Secret)
+	if x.Restored {
+		more("- running on the last good configuration from disk")
+	}
+	for _, n := range x.Warming {
+		more("- warming: %s", n)
+	}
+	for _, e := range x.Rejected {
+		more("- rejected: %s %s: %s", e.Type, e.Name, e.Error)
+	}
+	for _, e := range x.Ignored {
+		more("- ignored: %s %s: %s", e.Type, e.Name, e.Field)
+	}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
