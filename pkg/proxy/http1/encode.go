@@ -31,6 +31,7 @@ func AppendRequestHead(dst []byte, b *header.Block, f Framing) []byte {
 	}
 	dst = append(dst, b.Authority()...)
 	dst = append(dst, "\r\n"...)
+	f.HTTP10 = false // whoever asked us, we ask in HTTP/1.1
 	// A tunnel's request ends with its head.
 	if f.Body == Raw {
 		f.Body, f.Length = NoBody, -1

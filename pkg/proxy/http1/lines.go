@@ -9,7 +9,7 @@ import (
 // Classes of bytes, so that a scan is one table look-up for each byte.
 const (
 	isToken     = 1 << iota // tchar of RFC 9110 section 5.6.2
-	isTargetEnd             // ends a request target: space, control characters
+	isTargetEnd             // cannot be in a request target: space, control characters, all but ASCII
 	isHost                  // reg-name, IP literal and port
 	isHex
 	isQuoted // qdtext of a quoted string
@@ -23,7 +23,7 @@ var class = func() (t [256]uint8) {
 		if alpha || digit || isOneOf(b, "!#$%&'*+-.^_`|~") {
 			t[c] |= isToken
 		}
-		if b <= ' ' || b == 0x7f {
+		if b <= ' ' || b >= 0x7f {
 			t[c] |= isTargetEnd
 		}
 		if alpha || digit || isOneOf(b, "-._~%!$&'()*+,;=:[]") {
@@ -53,14 +53,26 @@ const (
 	high = 0x8080808080808080
 )
 
-// skipValue returns the index, i or later, of the first byte of b that cannot be in a field value or, with min
-// 0x21, in a request target: below min or DEL. It may stop early at a tab, never late. Eight bytes at a time:
-// a byte minus min borrows into its top bit if it was smaller, and only then if that bit was clear before.
-func skipValue(b []byte, i int, min uint64) int {
+// skipValue skips bytes that can be in a field value, eight at a time, and stops at most seven bytes before one
+// that perhaps cannot (a tab can). A byte minus 0x20 borrows into its top bit if it was smaller and that bit was
+// clear; DEL becomes zero first and then borrows from one.
+func skipValue(b []byte, i int) int {
 	for i+8 <= len(b) {
 		x := binary.LittleEndian.Uint64(b[i:])
 		del := x ^ 0x7f*ones
-		if ((x-min*ones)&^x|(del-ones)&^del)&high != 0 {
+		if ((x-0x20*ones)&^x|(del-ones)&^del)&high != 0 {
+			break
+		}
+		i += 8
+	}
+	return i
+}
+
+// skipTarget does the same for a request target, where space and bytes beyond ASCII end it too.
+func skipTarget(b []byte, i int) int {
+	for i+8 <= len(b) {
+		x := binary.LittleEndian.Uint64(b[i:])
+		if ((x-0x21*ones)|x|(x+ones))&high != 0 {
 			break
 		}
 		i += 8
@@ -140,7 +152,7 @@ func (l *lineState) fields(blk *header.Block, in []byte, start, limit int, isReq
 // bytes of it that need not be looked at again, len(b)-1 at least.
 func scanValue(b []byte, i int) (int, *ParseError) {
 	for {
-		i = skipValue(b, i, 0x20)
+		i = skipValue(b, i)
 		if i >= len(b) {
 			return len(b), nil
 		}

@@ -63,7 +63,7 @@ func (p *RequestParser) requestLine(in []byte) (int, *ParseError) {
 		i++
 		p.line.mark = i
 	}
-	i = skipValue(line, i, 0x21)
+	i = skipTarget(line, i)
 	for i < len(line) && class[line[i]]&isTargetEnd == 0 {
 		i++
 	}
