@@ -68,6 +68,9 @@ type Cluster struct {
 	// DropPPM is ClusterLoadAssignment.policy.drop_overloads as parts per million.
 	DropPPM uint32
 
+	// DNS is set for STRICT_DNS and LOGICAL_DNS. Endpoints then have names until a resolver has answered.
+	DNS *DNS
+
 	// OffloadReason is what in the cluster needs the proxy, naming the field; empty if nothing does.
 	OffloadReason string
 }
@@ -103,6 +106,36 @@ const (
 	HealthTimeout
 	HealthDegraded
 )
+
+// DNS says how the names of a cluster's endpoints are resolved.
+type DNS struct {
+	Family DNSFamily
+	// Refresh is the time between two look-ups, FailureRefresh after one that failed.
+	Refresh, FailureRefresh time.Duration
+	// Names are the endpoints to resolve, in configuration order. Those of a compiled cluster that have an
+	// address already are in it too, so that an answer can put all endpoints together.
+	Names []DNSName
+}
+
+// DNSFamily is dns_lookup_family.
+type DNSFamily uint8
+
+// DNS look-up families, in Envoy's order. Auto: IPv6 addresses, IPv4 ones if there are none.
+const (
+	DNSAuto DNSFamily = iota
+	DNSV4Only
+	DNSV6Only
+	DNSV4Preferred
+	DNSAll
+)
+
+// DNSName is one endpoint of a DNS cluster.
+type DNSName struct {
+	Host     string // a name, or an IP address in text
+	Port     uint16
+	Locality int // index into Cluster.Localities
+	Endpoint Endpoint
+}
 
 // Endpoint is one address to connect to.
 type Endpoint struct {

@@ -73,6 +73,32 @@ func (p *QueryMatcher) Matches(r Request) bool {
 	return ok && p.String.Matches(value)
 }
 
+// Matches says whether the request's cookie satisfies the matcher. A missing cookie never satisfies it, unless
+// inverted.
+func (k *CookieMatcher) Matches(r Request) bool {
+	value, ok := cookieValue(r, k.Name)
+	return (ok && k.String.Matches(value)) != k.Invert
+}
+
+// cookieValue finds a cookie; several cookie headers arrive joined.
+func cookieValue(r Request, name string) (string, bool) {
+	cookies, _ := r.Header("cookie")
+	for cookies != "" {
+		end := strings.IndexAny(cookies, ";,")
+		pair := cookies
+		if end < 0 {
+			cookies = ""
+		} else {
+			pair, cookies = cookies[:end], cookies[end+1:]
+		}
+		key, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		if key == name {
+			return strings.Trim(value, `"`), true
+		}
+	}
+	return "", false
+}
+
 // matches checks everything about a route; path is the request's without query and fragment. Cheap conditions
 // come first, but the outcome does not depend on the order.
 func (m *RouteMatch) matches(r Request, path string) bool {
@@ -110,6 +136,11 @@ func (m *RouteMatch) matches(r Request, path string) bool {
 	}
 	for _, q := range m.Query {
 		if !q.Matches(r) {
+			return false
+		}
+	}
+	for _, k := range m.Cookies {
+		if !k.Matches(r) {
 			return false
 		}
 	}

@@ -81,6 +81,7 @@ type RouteMatch struct {
 	IgnoreCase    bool
 	Headers       []*HeaderMatcher
 	Query         []*QueryMatcher
+	Cookies       []*CookieMatcher
 	GRPC          bool
 	FractionPPM   uint32 // parts per million that match
 	FractionIsSet bool
@@ -145,6 +146,13 @@ type QueryMatcher struct {
 	Name    string
 	String  *StringMatcher // nil: Present
 	Present bool
+}
+
+// CookieMatcher is envoy.config.route.v3.CookieMatcher.
+type CookieMatcher struct {
+	Name   string
+	String *StringMatcher
+	Invert bool
 }
 
 // WeightedCluster is one of the clusters that traffic is split over.
