@@ -4,7 +4,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 FUZZTIME ?= 30s
 ROUNDS   ?= 5
 SCENARIO ?= http1-small
-LINTER   ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
+LINTER   ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export CGO_ENABLED = 0
 LDFLAGS = -s -w -X github.com/sockmesh/sockmesh/agent/version.version=$(VERSION)

@@ -101,3 +101,18 @@ func inNetns(ns *os.File, fn func() error) error {
 	}()
 	return <-done
 }
+
+// Cookie is the kernel's own number of the network namespace, by which BPF programs know it.
+func (p *Place) Cookie() (uint64, error) {
+	var cookie uint64
+	err := p.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	})
+	return cookie, err
+}

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Every test of the project, one step after the other; the last line is "N passed, N failed". What each step wrote in
+# full is in build/test/. Steps go on after a failure, so that one run tells everything.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export CGO_ENABLED=0
+logs=build/test
+rm -rf $logs && mkdir -p $logs build/bin
+passed=0 failed=0
+
+# step NAME DIRECTORY CMD...: runs it, shows packages and failures, counts tests (or the step itself if it has none).
+step() {
+  local name=$1 dir=$2 rc log began=$SECONDS; shift 2
+  log=$PWD/$logs/$name.log
+  echo "== $name"
+  (cd "$dir" && "$@") >"$log" 2>&1
+  rc=$?
+  local ok bad
+  ok=$(grep -cE '^--- PASS' "$log") bad=$(grep -cE '^--- FAIL' "$log")
+  if [ $rc -ne 0 ]; then
+    # Of a test run, what failed with what it said; of anything else, the end.
+    awk '/^(---|    ---) FAIL/{show=40} /^(=== RUN|--- PASS|    --- PASS|ok )/{show=0} /^(panic:|FAIL|#)/{if (show<30) show=30} show-->0' "$log" | head -150
+    [ "$bad" -gt 0 ] || { tail -n 15 "$log"; bad=1; }
+  elif [ "$((ok + bad))" -eq 0 ]; then
+    ok=1
+  fi
+  grep -E '^(ok  |FAIL\s)' "$log" || true
+  passed=$((passed + ok)) failed=$((failed + bad))
+  echo "   $ok passed, $bad failed, $((SECONDS - began)) s"
+}
+
+formatted() {
+  local files
+  files=$(git ls-files '*.go' | xargs gofmt -l)
+  [ -z "$files" ] || { echo "gofmt would change: $files"; return 1; }
+}
+
+step format . formatted
+step build . make --no-print-directory build
+step vet . go vet ./...
+# Two packages at a time: many of them use namespaces, cgroups and real processes on what may be two cores. The tests
+# of tests/ come after, alone.
+packages=$(go list ./... | grep -v /tests/)
+# shellcheck disable=SC2086
+step unit . go test -count=1 -p 2 -timeout 10m -v $packages
+step bench . go vet ./tests/bench
+for module in tests/*/go.mod; do
+  [ -e "$module" ] || continue
+  dir=$(dirname "$module")
+  step "$(basename "$dir")" "$dir" go test -count=1 -timeout 15m -v ./...
+done
+step node . go test -count=1 -timeout 15m -v ./tests/node/...
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,93 @@
+// Command bench compares proxies side by side, pod to pod on one node made of network namespaces: sockmesh, Envoy,
+// HAProxy and nginx, each behind iptables and behind our hooks, and no proxy at all.
+//
+// Machines are noisy, so only ratios within one run mean anything: every combination is set up, warmed up, measured
+// and taken down once per round, and the rounds alternate. Printed are medians with minimum and maximum over the
+// rounds. A run with errors is no result. A benchmark prints; it never fails a test run.
+//
+// cases.go says what is compared, proxies.go how each proxy is tuned, measure.go what is measured, report.go how it
+// is shown.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockmesh/sockmesh/pkg/lab"
+)
+
+type options struct {
+	rounds, connections  int
+	duration, warmUp     time.Duration
+	scenario, proxy, out string
+	path                 string
+	build                string
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 5, "how often each combination is measured")
+	flag.IntVar(&o.connections, "connections", 64, "client connections")
+	flag.DurationVar(&o.duration, "duration", 5*time.Second, "length of one measurement")
+	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each measurement")
+	flag.StringVar(&o.scenario, "scenario", "http1-small", "comma-separated: "+strings.Join(scenarioNames(), ", ")+"; or all")
+	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh, envoy, haproxy, nginx")
+	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: none, iptables, connect, sockmap")
+	flag.StringVar(&o.out, "out", "build/bench.json", "where the results go as JSON")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	o.build = filepath.Dir(filepath.Dir(self))
+	if err := lab.Check("wrk", "nginx", "haproxy", "iptables", "nft"); err != nil {
+		return err
+	}
+	scenarios, err := chooseScenarios(o.scenario)
+	if err != nil {
+		return err
+	}
+	w, err := newWorld(ctx, o)
+	if w != nil {
+		defer func() { err = errors.Join(err, w.lab.Close()) }()
+	}
+	if err != nil {
+		return err
+	}
+
+	report := newReport(o)
+	for _, s := range scenarios {
+		cases := w.cases(s)
+		for round := range o.rounds {
+			for _, c := range cases {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				fmt.Fprintf(os.Stderr, "\r%-78s", fmt.Sprintf("%s, round %d of %d: %s by %s", s.name, round+1, o.rounds, c.proxy, c.path))
+				sample, err := w.measure(ctx, s, c)
+				report.add(s, c, sample, err)
+			}
+		}
+	}
+	fmt.Fprintf(os.Stderr, "\r%-78s\r", "")
+	report.print(os.Stdout)
+	return report.write(o.out)
+}

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// sample is one measurement.
+type sample struct {
+	rps              float64
+	p50, p99, p999   float64 // microseconds
+	cpuPerRequest    float64 // microseconds of user and system time of the proxy
+	rss              int64
+	requests, errors int64
+}
+
+// script makes wrk print what it knows as one line of JSON.
+const script = `done = function(s, latency, requests)
+  local e = s.errors
+  io.write(string.format('{"requests":%d,"us":%d,"errors":%d,"p50":%d,"p99":%d,"p999":%d}\n', s.requests, s.duration,
+    e.connect + e.read + e.write + e.status + e.timeout, latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
+end
+`
+
+// measure sets one case up, warms it up, measures it and takes it down.
+func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sample, err error) {
+	set, err := c.setUp(ctx)
+	if set.undo != nil {
+		defer func() { err = errors.Join(err, set.undo()) }()
+	}
+	if err != nil {
+		return sample{}, err
+	}
+	// An answer must be seen before load is: a case that does not work is found out with its reason.
+	url := fmt.Sprintf("http://%s%s", set.target, s.path)
+	if _, err := w.client.Run(ctx, "curl", "-sSf", "-m", "5", "-o", "/dev/null", url); err != nil {
+		return sample{}, err
+	}
+	if _, err := w.wrk(ctx, s, url, w.o.warmUp); err != nil {
+		return sample{}, err
+	}
+	before, err := cpuTime(set)
+	if err != nil {
+		return sample{}, err
+	}
+	result, err = w.wrk(ctx, s, url, w.o.duration)
+	if err != nil {
+		return sample{}, err
+	}
+	after, err := cpuTime(set)
+	if err != nil {
+		return sample{}, err
+	}
+	if result.requests > 0 {
+		result.cpuPerRequest = float64((after - before).Microseconds()) / float64(result.requests)
+	}
+	result.rss, err = rss(set)
+	return result, err
+}
+
+func (w *world) wrk(ctx context.Context, s scenario, url string, d time.Duration) (sample, error) {
+	file := filepath.Join(w.lab.Dir, "tmp", "report.lua")
+	if err := os.WriteFile(file, []byte(script), 0o644); err != nil {
+		return sample{}, err
+	}
+	args := []string{"wrk", "-t1", "-c", strconv.Itoa(w.o.connections), "-d", fmt.Sprintf("%ds", max(1, int(d.Seconds()))), "-s", file}
+	for _, h := range s.headers {
+		args = append(args, "-H", h)
+	}
+	out, err := w.client.Run(ctx, append(args, url)...)
+	if err != nil {
+		return sample{}, err
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	var r struct {
+		Requests, Us, Errors int64
+		P50, P99, P999       float64
+	}
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &r); err != nil {
+		return sample{}, fmt.Errorf("wrk printed %q: %w", out, err)
+	}
+	return sample{
+		rps: float64(r.Requests) / (float64(r.Us) / 1e6), p50: r.P50, p99: r.P99, p999: r.P999, requests: r.Requests, errors: r.Errors,
+	}, nil
+}
+
+// clockTick is the unit of the times in /proc/PID/stat: 1/100 s on every Linux (USER_HZ).
+const clockTick = 10 * time.Millisecond
+
+// cpuTime is utime + stime of the proxy's processes.
+func cpuTime(set setup) (time.Duration, error) {
+	if set.proxy == nil {
+		return 0, nil
+	}
+	var total time.Duration
+	err := eachProcess(set.proxy.PID(), func(pid int) error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return err
+		}
+		// Fields after the command's name, which may hold spaces, in brackets: state is the third.
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		for _, f := range fields[11:13] {
+			ticks, err := strconv.ParseInt(f, 10, 64)
+			if err != nil {
+				return err
+			}
+			total += time.Duration(ticks) * clockTick
+		}
+		return nil
+	})
+	return total, err
+}
+
+// rss is the resident memory of the proxy's processes.
+func rss(set setup) (int64, error) {
+	if set.proxy == nil {
+		return 0, nil
+	}
+	var total int64
+	err := eachProcess(set.proxy.PID(), func(pid int) error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if err != nil {
+			return err
+		}
+		pages, err := strconv.ParseInt(strings.Fields(string(text))[1], 10, 64)
+		total += pages * int64(os.Getpagesize())
+		return err
+	})
+	return total, err
+}
+
+// eachProcess visits a process and its children: nginx works in one.
+func eachProcess(pid int, visit func(int) error) error {
+	if err := visit(pid); err != nil {
+		return err
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		text, err := os.ReadFile(t)
+		if err != nil {
+			continue // the thread is gone
+		}
+		for child := range strings.FieldsSeq(string(text)) {
+			n, err := strconv.Atoi(child)
+			if err == nil {
+				err = eachProcess(n, visit)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// writeBodies makes files of the given sizes for the server.
+func writeBodies(dir string, sizes map[string]int) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, size := range sizes {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Repeat("x", size)), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
