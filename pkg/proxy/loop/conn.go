@@ -38,7 +38,12 @@ type Options struct {
 	KeepUnread bool
 	// Paused starts with reading paused.
 	Paused bool
+	// Owner, if not nil, is told of the connection's end after its handler, whoever that is by then.
+	Owner Owner
 }
+
+// Owner keeps account of connections without handling them.
+type Owner interface{ ConnClosed(c *Conn) }
 
 const (
 	defaultBufferLimit = 1 << 20
@@ -46,6 +51,8 @@ const (
 	// A closing connection whose peer takes nothing for closeStall, or isn't done after closeTotal, is aborted.
 	closeStall = 15 * time.Second
 	closeTotal = 5 * time.Minute
+	// CloseReset waits at most ackWait for the peer's kernel to have everything.
+	ackWait = 2 * time.Second
 )
 
 type connState uint8
@@ -61,8 +68,9 @@ const (
 // Conn is a TCP connection of a loop. Its methods may be called only on the loop's thread, at any time, also
 // after its end (they do nothing then).
 type Conn struct {
-	l *Loop
-	h Handler
+	l     *Loop
+	h     Handler
+	owner Owner
 
 	fd        int32
 	slot, gen int32
@@ -72,6 +80,7 @@ type Conn struct {
 	attached, paused, eof, eofTold, keepUnread       bool
 	shutWrite, shutDone, blocked                     bool
 	dirty, drained, above, queued, reoffer, offering bool
+	resetLast, acking                                bool
 
 	in         []byte // kept input is in[inR:inW]
 	inR, inW   int
@@ -114,7 +123,7 @@ func (c *Conn) configure(o *Options) {
 	if c.readLimit <= 0 {
 		c.readLimit = defaultReadLimit
 	}
-	c.keepUnread, c.paused = o.KeepUnread, o.Paused
+	c.keepUnread, c.paused, c.owner = o.KeepUnread, o.Paused, o.Owner
 }
 
 // Loop is the connection's loop.
@@ -284,6 +293,35 @@ func (c *Conn) CloseDelayed(d time.Duration) {
 	}
 }
 
+// CloseReset delivers what is pending and then resets the connection: the peer gets every byte that we got, and
+// learns that they were not all. Plain Abort would discard what the peer hasn't acknowledged, a FIN would make
+// the torso look complete.
+func (c *Conn) CloseReset() {
+	switch {
+	case c.state > stateOpen:
+	case c.state == stateConnecting, c.broken != nil, c.outLen == 0 && unacked(c.fd) == 0:
+		c.Abort()
+	default:
+		c.resetLast = true
+		c.leave(stateClosing, closeStall)
+		if c.outLen == 0 {
+			c.l.finishWrite(c)
+		}
+	}
+}
+
+// awaitAck resets once the peer's kernel has everything, or has had time enough.
+func (c *Conn) awaitAck() {
+	if !c.acking {
+		c.acking, c.closeBy = true, c.l.now+int64(ackWait)
+	}
+	if unacked(c.fd) == 0 || c.l.now >= c.closeBy {
+		c.Abort()
+		return
+	}
+	c.l.StartTimer(&c.timer, 2*time.Millisecond)
+}
+
 // Abort discards what is pending and resets the connection.
 func (c *Conn) Abort() {
 	if c.state == stateDead {
@@ -317,6 +355,10 @@ func (c *Conn) timedOut() {
 		c.connectErr = ErrConnectTimeout
 		c.l.kill(c, c.connectErr)
 	case stateClosing, stateLingering:
+		if c.resetLast && c.outLen == 0 {
+			c.awaitAck()
+			return
+		}
 		if c.outLen > 0 && c.written != c.closeMark && c.l.now < c.closeBy {
 			c.closeMark = c.written
 			c.l.StartTimer(&c.timer, closeStall)

@@ -378,6 +378,8 @@ func (l *Loop) finishWrite(c *Conn) {
 		}
 	}
 	switch {
+	case c.state == stateClosing && c.resetLast:
+		c.awaitAck()
 	case c.state == stateClosing, c.state == stateLingering && c.eof:
 		l.kill(c, nil)
 	case c.state == stateLingering:
@@ -419,6 +421,9 @@ func (l *Loop) bury(c *Conn) {
 		c.h.OnConnect(c, c.connectErr)
 	}
 	c.h.OnClose(c, c.err)
+	if c.owner != nil {
+		c.owner.ConnClosed(c)
+	}
 }
 
 // Err is why the connection ended, as given to OnClose; io.EOF is never among the reasons.

@@ -58,6 +58,15 @@ func sockError(fd int32) syscall.Errno {
 	return syscall.Errno(v)
 }
 
+// unacked is how many sent bytes the peer's kernel hasn't acknowledged.
+func unacked(fd int32) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // abortOnClose makes the next close send RST and discard what is queued.
 func abortOnClose(fd int32) {
 	lg := unix.Linger{Onoff: 1}
