@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -90,11 +91,12 @@ func (c *Client) explain(err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("no agent here: %s does not exist; start sockmesh-agent, or say with --admin where its socket is", c.path)
 	case errors.Is(err, syscall.ECONNREFUSED):
+		if st, statErr := os.Stat(c.path); statErr == nil && st.Mode()&fs.ModeSocket == 0 {
+			return fmt.Errorf("%s is not a socket: --admin names the wrong file", c.path)
+		}
 		return fmt.Errorf("no agent behind %s: the socket is left over from one that was killed; start sockmesh-agent", c.path)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s may only be used by the user that the agent runs as: run this as root (sudo)", c.path)
-	case errors.Is(err, syscall.ENOTSOCK):
-		return fmt.Errorf("%s is not a socket: --admin names the wrong file", c.path)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the agent behind %s does not answer: %w", c.path, err)
 	}
