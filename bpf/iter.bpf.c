@@ -17,7 +17,8 @@ struct sm_socket_row {
 	__u8 pad;
 };
 
-const struct sm_socket_row *sm_row_btf __attribute__((unused)); /* keeps the type in BTF for bpf2go */
+/* Not used: it keeps the record's type in BTF, from which the Go type is generated. */
+const volatile struct sm_socket_row sm_socket_row_type = {};
 
 SEC("iter/bpf_sk_storage_map")
 int sm_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)

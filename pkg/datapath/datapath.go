@@ -2,9 +2,9 @@
 // them to the cgroup root, keeps the maps equal to what the rest of the agent wants, and reads them back for
 // people.
 //
-// Reading order: config.go (what can be set), datapath.go (Open, Close), pin.go and attach.go (what survives a
-// restart, and how it is taken over), reconciler.go (wanted state against actual maps), status.go and sockets.go
-// (what can be seen).
+// Reading order: config.go (what can be set), datapath.go (Open, Close), objects.go, pin.go and attach.go (what
+// survives a restart, and how it is taken over), reconciler.go (wanted state against actual maps), status.go and
+// sockets.go (what can be seen).
 //
 // Programs and maps are pinned, so traffic keeps flowing while no agent runs. The package knows nothing of HTTP,
 // of Kubernetes objects or of xDS: it gets service.Service values, mesh.Claim values and pods.
@@ -19,6 +19,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // ErrNoOrigin is returned by OriginalDst for a connection that no hook of ours redirected: somebody dialled the
@@ -29,13 +30,171 @@ var ErrNoOrigin = errors.New("connection has no original destination: it was not
 type Datapath struct {
 	cfg    Config
 	log    *slog.Logger
+	dir    layoutDir
 	objs   *objects
-	probes []Probe
+	probes *probeList
+	rec    *Reconciler
 
 	mu          sync.Mutex
 	links       map[string]link.Link // guarded by mu
+	flags       uint32               // guarded by mu; what sm_config holds
 	accelReason string               // guarded by mu; why acceleration is not active, "" if it is
-	rec         *Reconciler
+	attached    bool                 // guarded by mu; false while an incompatible layout is being filled
+}
+
+// Bits of sm_config.flags; bpf/common.h explains them.
+const (
+	flagAccelerate     = 1 << 0
+	flagServices       = 1 << 1
+	flagFailClosed     = 1 << 2
+	flagAcceleratePods = 1 << 3
+	flagClaimsExact    = 1 << 4
+	flagClaimsPort     = 1 << 5
+	flagClaimsCatchAll = 1 << 6
+	flagClaims         = flagClaimsExact | flagClaimsPort | flagClaimsCatchAll
+)
+
+// Open loads the programs and attaches them, or takes over what an earlier agent left pinned: its maps are adopted with
+// everything in them, and its links get the new programs atomically, so no connection notices. Nothing is changed
+// where a requirement isn't met; the error names it and the cure.
+//
+// Where the pinned maps are of another layout, the new ones are filled by the Reconciler first, and the links move
+// over when every source has synced.
+func Open(cfg Config) (*Datapath, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	probes := &probeList{}
+	if err := probes.btf(); err != nil {
+		return nil, err
+	}
+	if err := checkCgroup2(cfg.CgroupRoot); err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit on locked memory, which maps count against on kernels before 5.11: %w (grant CAP_SYS_RESOURCE)", err)
+	}
+	if err := ensureBPFFS(cfg.BPFFS); err != nil {
+		return nil, err
+	}
+	dir := layoutDir{cfg.BPFFS, layoutVersion}
+	if err := dir.create(); err != nil {
+		return nil, err
+	}
+	objs, err := load(cfg, dir, probes)
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, links: map[string]link.Link{}}
+	if d.rec, err = newReconciler(d); err != nil {
+		d.Close()
+		return nil, err
+	}
+	if err := d.start(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// start writes the configuration and attaches.
+func (d *Datapath) start() error {
+	want := d.rec.claimFlags()
+	for bit, on := range map[uint32]bool{
+		flagServices: d.cfg.Services, flagFailClosed: d.cfg.FailClosed, flagAcceleratePods: d.cfg.AcceleratePods,
+	} {
+		if on {
+			want |= bit
+		}
+	}
+	if d.cfg.Acceleration {
+		err := d.attachMsg()
+		d.probes.add("sk_msg", err, "bytes are never redirected socket to socket")
+		if err == nil {
+			want |= flagAccelerate
+		} else {
+			d.accelReason = err.Error()
+			d.log.Warn("acceleration is off", "reason", err)
+		}
+	} else {
+		d.accelReason = "switched off by --acceleration=off"
+	}
+	if err := d.setFlags(want, ^uint32(0)); err != nil {
+		return err
+	}
+	if d.objs.fresh && d.findLink(sockmeshProgSmConnect4) != nil {
+		d.log.Info("the pinned maps have another layout: the old programs stay in charge until the new maps are filled")
+		return nil
+	}
+	return d.goLive()
+}
+
+// goLive puts the programs in charge.
+func (d *Datapath) goLive() error {
+	err := d.attachAll()
+	d.probes.add("cgroup_hooks", err, "")
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.attached = true
+	d.mu.Unlock()
+	return nil
+}
+
+func (d *Datapath) live() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attached
+}
+
+// setFlags changes the bits of mask in sm_config.
+func (d *Datapath) setFlags(bits, mask uint32) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	flags := d.flags&^mask | bits&mask
+	value := configValue{Flags: flags, ProxyMark: d.cfg.ProxyMark, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion}
+	if err := d.objs.config().Put(uint32(0), value); err != nil {
+		return fmt.Errorf("write sm_config: %w", err)
+	}
+	d.flags = flags
+	return nil
+}
+
+// SetAcceleration switches redirection of new connections on or off at run time; reason is what status says while it
+// is off. Connections that are being redirected go on.
+func (d *Datapath) SetAcceleration(on bool, reason string) error {
+	if on {
+		if err := d.attachMsg(); err != nil {
+			return err
+		}
+		reason = ""
+	}
+	var bits uint32
+	if on {
+		bits = flagAccelerate
+	}
+	if err := d.setFlags(bits, flagAccelerate); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.accelReason = reason
+	d.mu.Unlock()
+	return nil
+}
+
+// Close releases descriptors; programs and maps stay pinned and keep working.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for _, l := range d.links {
+		errs = append(errs, l.Close())
+	}
+	d.links = nil
+	d.objs.close()
+	return errors.Join(errs...)
 }
 
 // Reconciler is the only writer of the maps that hold configuration.
@@ -45,15 +204,22 @@ func (d *Datapath) Reconciler() *Reconciler { return d.rec }
 // two are redirected past TCP. It is one map look-up in the accepted socket's storage. Returns ErrNoOrigin for
 // a connection that came by itself.
 func (d *Datapath) OriginalDst(fd int) (netip.AddrPort, bool, error) {
-	var s sockState
-	if err := d.objs.maps.Sock.Lookup(int32(fd), &s); err != nil {
+	var s sockValue
+	if err := d.objs.sock().Lookup(int32(fd), &s); err != nil {
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return netip.AddrPort{}, false, ErrNoOrigin
 		}
 		return netip.AddrPort{}, false, fmt.Errorf("read the original destination of fd %d from sm_sock: %w", fd, err)
 	}
-	if Role(s.Role) != RoleProxyDownstream {
+	if Role(s.Role) != RoleDownstream {
 		return netip.AddrPort{}, false, ErrNoOrigin
 	}
-	return addrPort(s.Origin), s.State == stateEnrolled, nil
+	return addrPort(s.Origin, s.OriginPort), s.State == stateEnrolled, nil
 }
+
+// addrPort turns the maps' form of an address into Go's; addr16 is the way back.
+func addrPort(addr [16]byte, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(addr).Unmap(), port)
+}
+
+func addr16(a netip.Addr) [16]byte { return a.As16() }

@@ -2,10 +2,17 @@ package datapath
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"sort"
+	"sync"
+	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/service"
+	"golang.org/x/sys/unix"
 )
 
 // Sources of wanted state, as passed to Synced.
@@ -27,29 +34,254 @@ type Pod struct {
 	AccelerateBlocking bool
 }
 
-// Reconciler keeps the maps equal to the wanted state that its Set methods describe.
-type Reconciler struct{}
+// Reconciler keeps the maps equal to the wanted state that its Set methods describe. Those only note what is wanted and
+// return at once; Run writes, as many changes in one go as have come. It is the only writer of the configuration
+// maps.
+//
+// Until every source has synced nothing is deleted: what an earlier agent wrote keeps working while this one
+// learns the world. After SyncTimeout the sources that have synced may delete; those that haven't keep theirs.
+type Reconciler struct {
+	d    *Datapath
+	log  *slog.Logger
+	kick chan struct{}
+	born time.Time
 
-// SetService adds or replaces a Service.
-func (r *Reconciler) SetService(s *service.Service) {}
+	mu       sync.Mutex
+	services map[service.Name]*service.Service    // guarded by mu
+	owners   map[frontendKey]map[service.Name]int // guarded by mu; Services that want the address, and which of their frontends
+	claims   map[claimKey]mesh.Claim              // guarded by mu
+	clashes  []EntryError                         // guarded by mu; claims that can't be
+	pods     []Pod                                // guarded by mu
+	dirty    dirt                                 // guarded by mu
+	synced   map[string]bool                      // guarded by mu
+	failed   map[string]EntryError                // guarded by mu
+	applied  time.Time                            // guarded by mu
+	timedOut bool                                 // guarded by mu
+
+	applyMu sync.Mutex
+	tables  *tables         // guarded by applyMu
+	pruned  map[string]bool // guarded by applyMu; sources whose leftovers were deleted once
+	retry   bool            // guarded by applyMu; entries failed that may fit later
+}
+
+// dirt is what has to be looked at.
+type dirt struct {
+	frontends    map[frontendKey]struct{}
+	claims, pods bool
+}
+
+func newReconciler(d *Datapath) (*Reconciler, error) {
+	t, err := newTables(d.objs)
+	if err != nil {
+		return nil, err
+	}
+	return &Reconciler{
+		d: d, log: d.log, kick: make(chan struct{}, 1), born: time.Now(),
+		services: map[service.Name]*service.Service{}, owners: map[frontendKey]map[service.Name]int{},
+		claims: map[claimKey]mesh.Claim{}, synced: map[string]bool{}, failed: map[string]EntryError{},
+		dirty: dirt{frontends: map[frontendKey]struct{}{}}, tables: t, pruned: map[string]bool{},
+	}, nil
+}
+
+// SetService adds or replaces a Service. The value must not change afterwards.
+func (r *Reconciler) SetService(s *service.Service) {
+	r.mu.Lock()
+	r.forget(s.Name)
+	r.services[s.Name] = s
+	for i, f := range s.Frontends {
+		key := frontendKeyOf(f.Addr, uint8(f.Protocol))
+		if r.owners[key] == nil {
+			r.owners[key] = map[service.Name]int{}
+		}
+		r.owners[key][s.Name] = i
+		r.dirty.frontends[key] = struct{}{}
+	}
+	r.mu.Unlock()
+	r.wake()
+}
 
 // DeleteService removes a Service.
-func (r *Reconciler) DeleteService(name service.Name) {}
+func (r *Reconciler) DeleteService(name service.Name) {
+	r.mu.Lock()
+	r.forget(name)
+	r.mu.Unlock()
+	r.wake()
+}
 
-// SetClaims replaces all claims.
-func (r *Reconciler) SetClaims(claims []mesh.Claim) {}
+// forget drops what a Service wanted and marks its addresses. Caller holds mu.
+func (r *Reconciler) forget(name service.Name) {
+	old := r.services[name]
+	if old == nil {
+		return
+	}
+	for _, f := range old.Frontends {
+		key := frontendKeyOf(f.Addr, uint8(f.Protocol))
+		delete(r.owners[key], name)
+		if len(r.owners[key]) == 0 {
+			delete(r.owners, key)
+		}
+		r.dirty.frontends[key] = struct{}{}
+	}
+	delete(r.services, name)
+}
+
+// SetClaims replaces all claims. Of two claims to one address the first wins, and Status names the other.
+func (r *Reconciler) SetClaims(claims []mesh.Claim) {
+	next := make(map[claimKey]mesh.Claim, len(claims))
+	var clashes []EntryError
+	for _, c := range claims {
+		clash := EntryError{Kind: "claim", Name: c.Listener, Addr: c.Addr.String()}
+		key := claimKeyOf(c.Addr)
+		first, taken := next[key]
+		switch {
+		case !c.Addr.Addr().IsValid():
+			clash.Error = "no address"
+		case c.Addr.Port() == 0 && !c.Addr.Addr().IsUnspecified():
+			clash.Error = "port 0 can only be claimed for every address"
+		case taken:
+			clash.Error = fmt.Sprintf("listener %s claims the same address", first.Listener)
+		default:
+			next[key] = c
+			continue
+		}
+		clashes = append(clashes, clash)
+	}
+	r.mu.Lock()
+	r.claims, r.clashes, r.dirty.claims = next, clashes, true
+	r.mu.Unlock()
+	r.wake()
+}
 
 // SetPods replaces the list of this node's pods.
-func (r *Reconciler) SetPods(pods []Pod) {}
+func (r *Reconciler) SetPods(pods []Pod) {
+	r.mu.Lock()
+	r.pods, r.dirty.pods = append([]Pod(nil), pods...), true
+	r.mu.Unlock()
+	r.wake()
+}
 
 // Synced says that the source has delivered its first full list.
-func (r *Reconciler) Synced(source string) {}
+func (r *Reconciler) Synced(source string) {
+	r.mu.Lock()
+	r.synced[source] = true
+	r.mu.Unlock()
+	r.wake()
+}
 
-// Run applies changes until ctx ends.
-func (r *Reconciler) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (r *Reconciler) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default: // one is on its way, and will see this change too
+	}
+}
 
-// Flush waits until everything set before the call is in the maps, and returns what could not be written.
-func (r *Reconciler) Flush(ctx context.Context) error { return nil }
+// Run applies changes until ctx ends, and looks for drift every DriftInterval.
+func (r *Reconciler) Run(ctx context.Context) error {
+	drift := time.NewTicker(r.d.cfg.DriftInterval)
+	defer drift.Stop()
+	timeout := time.NewTimer(time.Until(r.born.Add(r.d.cfg.SyncTimeout)))
+	defer timeout.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.kick:
+			r.apply()
+		case <-timeout.C:
+			r.timeOut()
+			r.apply()
+		case <-drift.C:
+			r.Repair()
+		}
+	}
+}
+
+func (r *Reconciler) timeOut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.timedOut = true
+	if waiting := r.waiting(); len(waiting) > 0 {
+		r.log.Warn("some sources have not delivered their first list in time; their entries of before stay as they are",
+			"waiting", waiting, "timeout", r.d.cfg.SyncTimeout)
+	}
+}
+
+// waiting lists the sources that have not synced. Caller holds mu.
+func (r *Reconciler) waiting() []string {
+	var out []string
+	for _, s := range r.d.cfg.Sources {
+		if !r.synced[s] {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// mayDelete tells whether entries of the source may go. Caller holds mu.
+func (r *Reconciler) mayDelete(source string) bool {
+	waiting := r.waiting()
+	return len(waiting) == 0 || r.timedOut && r.synced[source]
+}
+
+// Flush writes everything that was set before the call, and returns what could not be written.
+func (r *Reconciler) Flush(context.Context) error {
+	r.apply()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for _, e := range r.errors() {
+		errs = append(errs, fmt.Errorf("%s %s of %s: %s", e.Kind, e.Addr, e.Name, e.Error))
+	}
+	return errors.Join(errs...)
+}
+
+// Repair compares the maps with what was written, puts right what differs, and returns how many entries that were.
+func (r *Reconciler) Repair() int {
+	r.mu.Lock()
+	prune := len(r.waiting()) == 0
+	r.retryFailed()
+	r.mu.Unlock()
+	r.applyMu.Lock()
+	n, err := r.tables.repair(prune)
+	r.applyMu.Unlock()
+	if n > 0 {
+		r.log.Warn("map entries had been changed by somebody else and were put right", "entries", n)
+	}
+	if err != nil {
+		r.log.Error("repair of the maps is incomplete", "error", err)
+	}
+	r.d.dir.sweepRetired()
+	r.wake()
+	return n
+}
 
 // Status of the reconciliation.
-func (r *Reconciler) Status() ReconcilerStatus { return ReconcilerStatus{} }
+func (r *Reconciler) Status() ReconcilerStatus {
+	r.applyMu.Lock()
+	t := r.tables
+	s := ReconcilerStatus{DriftRepaired: t.drift, Writes: t.writes, Deletes: t.deletes}
+	r.applyMu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.Waiting = r.waiting()
+	s.Synced = len(s.Waiting) == 0 || r.timedOut
+	s.Pending = len(r.dirty.frontends)
+	s.Errors = r.errors()
+	s.LastApplied = r.applied
+	return s
+}
+
+// errors lists what is not in force. Caller holds mu.
+func (r *Reconciler) errors() []EntryError {
+	out := append([]EntryError(nil), r.clashes...)
+	for _, e := range r.failed {
+		out = append(out, e)
+	}
+	sort.Slice(out, func(i, j int) bool {
+		a, b := out[i], out[j]
+		return a.Kind+a.Addr+a.Name < b.Kind+b.Addr+b.Name
+	})
+	return out
+}
+
+func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }

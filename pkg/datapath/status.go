@@ -1,13 +1,13 @@
 package datapath
 
-import "time"
+import (
+	"fmt"
+	"reflect"
+	"sort"
+	"time"
 
-// Probe is one feature of the kernel that was tried, and what came of it.
-type Probe struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Detail string `json:"detail,omitempty"`
-}
+	"github.com/cilium/ebpf"
+)
 
 // AccelerationStatus is the "acceleration" object of `sockmesh status`.
 type AccelerationStatus struct {
@@ -40,28 +40,59 @@ type MapStatus struct {
 
 // ObjectStatus is the "datapath" object of `sockmesh status`.
 type ObjectStatus struct {
+	// Attached is false while the programs of an earlier layout are still in charge.
+	Attached bool            `json:"attached"`
+	Cgroup   string          `json:"cgroup"`
 	Programs []ProgramStatus `json:"programs"`
 	Maps     []MapStatus     `json:"maps"`
 }
 
 // Connections is the "connections" object of `sockmesh status`.
 type Connections struct {
-	Proxied   uint64 `json:"proxied"`
-	Offloaded uint64 `json:"offloaded"`
-	Service   uint64 `json:"service"`
-	Passed    uint64 `json:"passed"`
-	Refused   uint64 `json:"refused"`
+	Proxied    uint64 `json:"proxied"`
+	Offloaded  uint64 `json:"offloaded"`
+	Service    uint64 `json:"service"`
+	Passed     uint64 `json:"passed"` // of enrolled pods: neither claimed nor a Service
+	Refused    uint64 `json:"refused"`
+	FailOpen   uint64 `json:"fail_open"`
+	FailClosed uint64 `json:"fail_closed"`
+}
+
+// Counters are the totals since the maps were made, summed over the CPUs. bpf/common.h has the same list.
+type Counters struct {
+	Proxied            uint64 `json:"proxied"`
+	Offloaded          uint64 `json:"offloaded"`
+	Service            uint64 `json:"service"`
+	Passed             uint64 `json:"passed"`
+	Refused            uint64 `json:"refused"`
+	FailOpen           uint64 `json:"fail_open"`
+	FailClosed         uint64 `json:"fail_closed"`
+	OriginMissing      uint64 `json:"origin_missing"` // connections to the proxy's port that nobody redirected
+	OriginFull         uint64 `json:"origin_full"`
+	Enrolled           uint64 `json:"enrolled"` // sockets put into sm_pairs
+	EnrolFailed        uint64 `json:"enrol_failed"`
+	Late               uint64 `json:"late"`
+	SkippedBlocking    uint64 `json:"skipped_blocking"`
+	SkippedMptcp       uint64 `json:"skipped_mptcp"`
+	TurnedBlocking     uint64 `json:"turned_blocking"`
+	PeerMissing        uint64 `json:"peer_missing"`
+	PeerGone           uint64 `json:"peer_gone"`
+	RedirectedMessages uint64 `json:"redirected_messages"`
+	RedirectedBytes    uint64 `json:"redirected_bytes"`
+	PassedMessages     uint64 `json:"passed_messages"`
+	PassedBytes        uint64 `json:"passed_bytes"`
+	PoolRetries        uint64 `json:"pool_retries"`
+	StorageFailed      uint64 `json:"storage_failed"`
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.
 type ReconcilerStatus struct {
 	// Synced: every source has delivered its first list, or the time-out is over.
 	Synced bool `json:"synced"`
-	// Waiting names the sources that have not.
-	Waiting []string `json:"waiting,omitempty"`
-	Pending int      `json:"pending"`
-	// Errors are the entries that could not be written.
-	Errors        []EntryError `json:"errors,omitempty"`
+	// Waiting names the sources that have not; their entries are never deleted before they do.
+	Waiting       []string     `json:"waiting,omitempty"`
+	Pending       int          `json:"pending"`
+	Errors        []EntryError `json:"errors,omitempty"` // entries that could not be written
 	DriftRepaired uint64       `json:"drift_repaired"`
 	Writes        uint64       `json:"writes"`
 	Deletes       uint64       `json:"deletes"`
@@ -70,8 +101,8 @@ type ReconcilerStatus struct {
 
 // EntryError is a wanted entry that is not in force, and why.
 type EntryError struct {
-	Kind  string `json:"kind"` // frontend, claim, pod
-	Name  string `json:"name"` // namespace/name or listener
+	Kind  string `json:"kind"` // frontend, claim, pod, local
+	Name  string `json:"name"` // namespace/name, or the listener's
 	Addr  string `json:"addr"`
 	Error string `json:"error"`
 }
@@ -85,4 +116,106 @@ type Status struct {
 }
 
 // Status collects the figures; it walks the maps to count entries, so it's for people, not for hot paths.
-func (d *Datapath) Status() Status { return Status{} }
+func (d *Datapath) Status() Status {
+	c, _ := d.Counters()
+	s := Status{
+		Acceleration: AccelerationStatus{
+			Mode: "off", Pairs: countEntries(d.objs.pairs()) / 2,
+			RedirectedBytes: c.RedirectedBytes, PassedBytes: c.PassedBytes, Probes: d.Probes(),
+		},
+		Datapath: ObjectStatus{Cgroup: d.cfg.CgroupRoot, Programs: d.programs(), Maps: d.Maps()},
+		Connections: Connections{
+			Proxied: c.Proxied, Offloaded: c.Offloaded, Service: c.Service, Passed: c.Passed,
+			Refused: c.Refused + c.FailClosed, FailOpen: c.FailOpen, FailClosed: c.FailClosed,
+		},
+		Reconciler: d.rec.Status(),
+	}
+	if d.cfg.Acceleration {
+		s.Acceleration.Mode = "auto"
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.Acceleration.Active = d.flags&flagAccelerate != 0
+	s.Acceleration.Reason = d.accelReason
+	s.Datapath.Attached = d.attached
+	return s
+}
+
+// Probes lists the kernel features that were tried at start.
+func (d *Datapath) Probes() []Probe {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]Probe(nil), d.probes.list...)
+}
+
+// Counters sums the per-CPU counters.
+func (d *Datapath) Counters() (Counters, error) {
+	var perCPU []counterValue
+	var sum Counters
+	if err := d.objs.counters().Lookup(uint32(0), &perCPU); err != nil {
+		return sum, fmt.Errorf("read sm_counters: %w", err)
+	}
+	to := reflect.ValueOf(&sum).Elem()
+	for _, cpu := range perCPU {
+		from := reflect.ValueOf(cpu)
+		for i := range to.NumField() {
+			f := to.Field(i)
+			f.SetUint(f.Uint() + from.FieldByName(to.Type().Field(i).Name).Uint())
+		}
+	}
+	return sum, nil
+}
+
+func (d *Datapath) programs() []ProgramStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []ProgramStatus
+	for _, h := range cgroupHooks {
+		p := d.objs.progs[h.prog]
+		if p == nil {
+			continue
+		}
+		st := ProgramStatus{Name: h.prog, Attach: h.attach.String(), ID: progID(p)}
+		if l := d.links[h.prog]; l != nil {
+			st.Pinned = d.dir.linkPin(h.prog)
+			if info, err := l.Info(); err == nil {
+				st.ID = uint32(info.Program) // what really hangs there
+			}
+		}
+		out = append(out, st)
+	}
+	if p := d.objs.progs[progMsg]; p != nil {
+		out = append(out, ProgramStatus{Name: progMsg, Attach: "sm_pairs (SkMsgVerdict)", ID: progID(p)})
+	}
+	if p := d.objs.progs[progSockets]; p != nil {
+		out = append(out, ProgramStatus{Name: progSockets, Attach: "iter/bpf_sk_storage_map, on demand", ID: progID(p)})
+	}
+	return out
+}
+
+func progID(p *ebpf.Program) uint32 {
+	info, err := p.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return uint32(id)
+}
+
+// Maps lists the maps and how full they are.
+func (d *Datapath) Maps() []MapStatus {
+	var out []MapStatus
+	for name, m := range d.objs.maps {
+		st := MapStatus{Name: name, Type: m.Type().String(), MaxEntries: m.MaxEntries(), Pinned: d.dir.mapPin(name)}
+		if info, err := m.Info(); err == nil {
+			id, _ := info.ID()
+			st.ID = uint32(id)
+		}
+		if m.Type() != ebpf.SkStorage { // has no keys to walk
+			st.Entries = countEntries(m)
+		}
+		out = append(out, st)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}

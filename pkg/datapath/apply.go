@@ -1,0 +1,354 @@
+package datapath
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/service"
+)
+
+// job is one entry to bring in line; want nil deletes it.
+type job struct {
+	id    string // of the error, if there is one
+	label EntryError
+	run   func() error
+}
+
+// batch is one pass: everything that is added or changed, then everything that goes.
+type batch struct {
+	sets, deletes []job
+	keep          []frontendKey // to be deleted, but not yet
+}
+
+// apply brings the maps in line with what is wanted now. Additions come first; what didn't fit is tried again when the
+// deletions have made room.
+func (r *Reconciler) apply() {
+	r.applyMu.Lock()
+	defer r.applyMu.Unlock()
+	var b batch
+	r.mu.Lock()
+	opened := r.openGates()
+	r.planFrontends(&b)
+	claimBits := r.planClaims(&b)
+	r.planPods(&b)
+	for _, key := range b.keep {
+		r.dirty.frontends[key] = struct{}{}
+	}
+	complete := len(r.waiting()) == 0 || r.timedOut
+	r.mu.Unlock()
+
+	if claimBits != 0 { // before the first claim is written: the programs skip maps that are said to be empty
+		r.setClaimFlags(claimBits | r.claimFlags())
+	}
+	again := r.run(b.sets, false)
+	r.run(b.deletes, true)
+	r.run(again, true)
+	r.setClaimFlags(r.claimFlags())
+
+	r.mu.Lock()
+	r.applied = time.Now()
+	r.mu.Unlock()
+	if opened {
+		r.log.Info("the maps hold what the sources want", "writes", r.tables.writes, "deletes", r.tables.deletes,
+			"frontends", len(r.tables.frontends), "backends", len(r.tables.backends), "claims", len(r.tables.claims))
+	}
+	if complete && !r.d.live() {
+		if err := r.d.goLive(); err != nil {
+			r.log.Error("attach the programs", "error", err)
+		}
+	}
+}
+
+// run executes jobs and keeps the list of those that fail. Those that fail because a map is full come back unless
+// final.
+func (r *Reconciler) run(jobs []job, final bool) []job {
+	var again []job
+	for _, j := range jobs {
+		err := j.run()
+		if err != nil && !final && isFull(err) {
+			again = append(again, j)
+			continue
+		}
+		r.mu.Lock()
+		_, known := r.failed[j.id]
+		if err != nil {
+			j.label.Error = err.Error()
+			r.failed[j.id] = j.label
+		} else {
+			delete(r.failed, j.id)
+		}
+		r.mu.Unlock()
+		if err != nil && !known {
+			r.log.Error("an entry can't be written; those that are there keep working",
+				"kind", j.label.Kind, "name", j.label.Name, "addr", j.label.Addr, "error", err)
+		}
+	}
+	return again
+}
+
+// retryFailed marks what failed before as dirty. Caller holds mu.
+func (r *Reconciler) retryFailed() {
+	for _, e := range r.failed {
+		switch e.Kind {
+		case "claim":
+			r.dirty.claims = true
+		case "pod", "local":
+			r.dirty.pods = true
+		case "frontend":
+			for key := range r.owners {
+				if frontendAddr(key) == e.Addr {
+					r.dirty.frontends[key] = struct{}{}
+				}
+			}
+		}
+	}
+}
+
+// openGates marks the leftovers of sources that may delete since now. Caller holds mu and applyMu.
+func (r *Reconciler) openGates() bool {
+	opened := false
+	for _, s := range []string{SourceServices, SourceClaims, SourcePods} {
+		if r.pruned[s] || !r.mayDelete(s) {
+			continue
+		}
+		r.pruned[s], opened = true, true
+		switch s {
+		case SourceServices:
+			for key := range r.tables.frontends {
+				r.dirty.frontends[key] = struct{}{}
+			}
+		case SourceClaims:
+			r.dirty.claims = true
+		case SourcePods:
+			r.dirty.pods = true
+		}
+	}
+	return opened
+}
+
+// planFrontends turns marked Service addresses into jobs. Caller holds mu and applyMu.
+func (r *Reconciler) planFrontends(b *batch) {
+	may := r.mayDelete(SourceServices)
+	for key := range r.dirty.frontends {
+		id := "frontend " + frontendAddr(key)
+		label := EntryError{Kind: "frontend", Addr: frontendAddr(key)}
+		name, f := r.ownerOf(key)
+		if f == nil {
+			if _, exists := r.tables.frontends[key]; exists && !may {
+				b.keep = append(b.keep, key)
+				continue
+			}
+			b.deletes = append(b.deletes, job{id, label, func() error { return r.tables.deleteFrontend(key) }})
+			continue
+		}
+		label.Name = name.String()
+		want, err := backendsOf(f)
+		affinity := uint32(f.Affinity / time.Second)
+		b.sets = append(b.sets, job{id, label, func() error {
+			if e := r.tables.setFrontend(key, want, affinity); e != nil {
+				return e
+			}
+			return err
+		}})
+	}
+	clear(r.dirty.frontends)
+}
+
+// ownerOf picks the Service that an address belongs to: where several want it, the first by name, so that the order of
+// events doesn't matter. Caller holds mu.
+func (r *Reconciler) ownerOf(key frontendKey) (service.Name, *service.Frontend) {
+	owners := r.owners[key]
+	if len(owners) == 0 {
+		return service.Name{}, nil
+	}
+	names := make([]service.Name, 0, len(owners))
+	for n := range owners {
+		names = append(names, n)
+	}
+	first := slices.MinFunc(names, func(a, b service.Name) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return first, &r.services[first].Frontends[owners[first]]
+}
+
+// backendsOf lists the backends that a frontend's family can reach.
+func backendsOf(f *service.Frontend) ([]weighted, error) {
+	addrs := make([]netip.AddrPort, 0, len(f.Backends))
+	var err error
+	for _, b := range f.Backends {
+		if e := reachable(f.Addr.Addr(), b.Addr); e != nil {
+			err = e
+			continue
+		}
+		addrs = append(addrs, b.Addr)
+	}
+	return even(addrs), err
+}
+
+// reachable: an IPv4 socket can't be sent to an IPv6 address. The other way round works by v4-mapped addresses.
+func reachable(front netip.Addr, to netip.AddrPort) error {
+	if !to.IsValid() || to.Port() == 0 {
+		return fmt.Errorf("endpoint %s has no address or port and is left out", to)
+	}
+	if front.Unmap().Is4() && !to.Addr().Unmap().Is4() {
+		return fmt.Errorf("IPv6 endpoint %s can't serve an IPv4 address and is left out", to)
+	}
+	return nil
+}
+
+// planClaims turns the wanted claims into jobs, and returns the flags that they need. Caller holds mu and applyMu.
+func (r *Reconciler) planClaims(b *batch) uint32 {
+	if !r.dirty.claims {
+		return 0
+	}
+	var bits uint32
+	for key, c := range r.claims {
+		bits |= claimBit(key)
+		label := EntryError{Kind: "claim", Name: c.Listener, Addr: c.Addr.String()}
+		b.sets = append(b.sets, job{"claim " + c.Addr.String(), label, func() error { return r.setClaim(key, c) }})
+	}
+	may := r.mayDelete(SourceClaims)
+	r.dirty.claims = false
+	for key := range r.tables.claims {
+		if _, wanted := r.claims[key]; wanted {
+			continue
+		}
+		if !may {
+			r.dirty.claims = true
+			continue
+		}
+		addr := addrPort(key.Addr, key.Port).String()
+		b.deletes = append(b.deletes, job{"claim " + addr, EntryError{Kind: "claim", Addr: addr}, func() error { return r.tables.deleteClaim(key) }})
+	}
+	for id, e := range r.failed { // claims that failed and are wanted no more
+		if a, err := netip.ParseAddrPort(e.Addr); e.Kind == "claim" && err == nil {
+			if _, wanted := r.claims[claimKeyOf(a)]; !wanted {
+				delete(r.failed, id)
+			}
+		}
+	}
+	return bits
+}
+
+func (r *Reconciler) setClaim(key claimKey, c mesh.Claim) error {
+	if c.Offload == nil {
+		return r.tables.setClaim(key, modeProxy, nil)
+	}
+	var left error
+	want := flatten(c.Offload)
+	for i := range want {
+		if !want[i].addr.IsValid() {
+			continue
+		}
+		if err := reachable(c.Addr.Addr(), want[i].addr); err != nil {
+			left = err
+			want[i].addr = netip.AddrPort{} // its share is refused, as the proxy would fail it
+		}
+	}
+	if err := r.tables.setClaim(key, modeOffload, want); err != nil {
+		return err
+	}
+	return left
+}
+
+func claimBit(key claimKey) uint32 {
+	switch {
+	case !netip.AddrFrom16(key.Addr).Unmap().IsUnspecified():
+		return flagClaimsExact
+	case key.Port != 0:
+		return flagClaimsPort
+	}
+	return flagClaimsCatchAll
+}
+
+// claimFlags are the flags for the claims that are in the map. Caller holds applyMu, or is Open.
+func (r *Reconciler) claimFlags() uint32 {
+	var bits uint32
+	for key := range r.tables.claims {
+		bits |= claimBit(key)
+	}
+	return bits
+}
+
+func (r *Reconciler) setClaimFlags(bits uint32) {
+	r.d.mu.Lock()
+	same := r.d.flags&flagClaims == bits
+	r.d.mu.Unlock()
+	if same {
+		return
+	}
+	if err := r.d.setFlags(bits, flagClaims); err != nil {
+		r.log.Error("tell the programs which kinds of claims there are", "error", err)
+	}
+}
+
+// planPods turns the wanted pods into jobs. Caller holds mu and applyMu.
+func (r *Reconciler) planPods(b *batch) {
+	if !r.dirty.pods {
+		return
+	}
+	netns, local := map[uint64]netnsValue{}, map[localKey]localValue{}
+	names := map[any]string{}
+	for _, p := range r.pods {
+		var flags uint32
+		if p.Enrolled {
+			flags |= 1
+			if p.AccelerateBlocking {
+				flags |= 2
+			}
+			if p.Cookie != 0 {
+				netns[p.Cookie] = netnsValue{Flags: flags}
+				names[p.Cookie] = p.Namespace + "/" + p.Name
+			}
+		}
+		for _, ip := range p.IPs {
+			key := localKey{Addr: addr16(ip)}
+			local[key] = localValue{Netns: p.Cookie, Flags: flags}
+			names[key] = p.Namespace + "/" + p.Name
+		}
+	}
+	may := r.mayDelete(SourcePods)
+	r.dirty.pods = false
+	t := r.tables
+	keptA := planPlain(b, t.netns, netns, may, "pod", func(k uint64) string { return fmt.Sprint("netns ", k) }, names,
+		func(k uint64, v *netnsValue) error { return setPlain(t, t.o.netns(), t.netns, k, v) })
+	keptB := planPlain(b, t.local, local, may, "local", func(k localKey) string { return netip.AddrFrom16(k.Addr).Unmap().String() }, names,
+		func(k localKey, v *localValue) error { return setPlain(t, t.o.local(), t.local, k, v) })
+	r.dirty.pods = keptA || keptB
+	for id, e := range r.failed { // pods that failed and are wanted no more
+		if (e.Kind == "pod" || e.Kind == "local") && !slices.ContainsFunc(b.sets, func(j job) bool { return j.id == id }) {
+			delete(r.failed, id)
+		}
+	}
+}
+
+// planPlain diffs a map without indirection; it returns whether something stays that isn't wanted.
+func planPlain[K, V comparable](b *batch, now, want map[K]V, may bool, kind string, addr func(K) string, names map[any]string, set func(K, *V) error) (kept bool) {
+	for k, v := range want {
+		if old, ok := now[k]; ok && old == v {
+			continue
+		}
+		label := EntryError{Kind: kind, Name: names[k], Addr: addr(k)}
+		b.sets = append(b.sets, job{kind + " " + addr(k), label, func() error { return set(k, &v) }})
+	}
+	for k := range now {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if !may {
+			kept = true
+			continue
+		}
+		label := EntryError{Kind: kind, Addr: addr(k)}
+		b.deletes = append(b.deletes, job{kind + " " + addr(k), label, func() error { return set(k, nil) }})
+	}
+	return kept
+}
+
+func frontendAddr(k frontendKey) string {
+	return service.Protocol(k.Proto).String() + " " + addrPort(k.Addr, k.Port).String()
+}

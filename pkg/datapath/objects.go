@@ -1,0 +1,254 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/cilium/ebpf"
+)
+
+// The maps' keys and values are declared once, in bpf/common.h; these are bpf2go's names for them.
+type (
+	configValue  = sockmeshSmConfig
+	frontendKey  = sockmeshSmFrontendKey
+	claimKey     = sockmeshSmClaimKey
+	targetValue  = sockmeshSmTarget
+	slotKey      = sockmeshSmSlotKey
+	slotValue    = sockmeshSmSlot
+	backendValue = sockmeshSmBackend
+	netnsValue   = sockmeshSmNetns
+	localKey     = sockmeshSmLocalKey
+	localValue   = sockmeshSmLocal
+	tupleKey     = sockmeshSmTuple
+	originValue  = sockmeshSmOrigin
+	sockValue    = sockmeshSmSock
+	counterValue = sockmeshSmCounters
+	socketRow    = sockmeshSmSocketRow
+)
+
+// Programs that the data plane can do without, each with what is lost.
+const (
+	progMsg        = sockmeshProgSmMsg        // acceleration
+	progSockets    = sockmeshProgSmSockets    // `sockmesh sockets`
+	progGetsockopt = sockmeshProgSmGetsockopt // SO_ORIGINAL_DST for a foreign proxy
+)
+
+// objects are the loaded maps and programs.
+type objects struct {
+	maps  map[string]*ebpf.Map
+	progs map[string]*ebpf.Program
+	// fresh: maps with configuration that were created empty, although a datapath was there before.
+	fresh bool
+}
+
+func (o *objects) close() {
+	for _, m := range o.maps {
+		m.Close()
+	}
+	for _, p := range o.progs {
+		p.Close()
+	}
+}
+
+func (o *objects) frontends() *ebpf.Map { return o.maps[sockmeshMapSmFrontends] }
+func (o *objects) claims() *ebpf.Map    { return o.maps[sockmeshMapSmClaims] }
+func (o *objects) slots() *ebpf.Map     { return o.maps[sockmeshMapSmSlots] }
+func (o *objects) backends() *ebpf.Map  { return o.maps[sockmeshMapSmBackends] }
+func (o *objects) netns() *ebpf.Map     { return o.maps[sockmeshMapSmNetns] }
+func (o *objects) local() *ebpf.Map     { return o.maps[sockmeshMapSmLocal] }
+func (o *objects) sock() *ebpf.Map      { return o.maps[sockmeshMapSmSock] }
+func (o *objects) pairs() *ebpf.Map     { return o.maps[sockmeshMapSmPairs] }
+func (o *objects) counters() *ebpf.Map  { return o.maps[sockmeshMapSmCounters] }
+func (o *objects) config() *ebpf.Map    { return o.maps[sockmeshMapSmConfig] }
+
+// sized returns the embedded object with the capacities of cfg.
+func sized(cfg Config) (*ebpf.CollectionSpec, error) {
+	spec, err := loadSockmesh()
+	if err != nil {
+		return nil, err
+	}
+	for name, n := range map[string]uint32{
+		sockmeshMapSmFrontends: cfg.Sizes.Frontends,
+		sockmeshMapSmBackends:  cfg.Sizes.Backends,
+		sockmeshMapSmSlots:     cfg.Sizes.Slots,
+		sockmeshMapSmClaims:    cfg.Sizes.Claims,
+		sockmeshMapSmNetns:     cfg.Sizes.Pods,
+		sockmeshMapSmLocal:     cfg.Sizes.Locals,
+		sockmeshMapSmOrigin:    cfg.Sizes.Origins,
+		sockmeshMapSmPairs:     cfg.Sizes.Pairs,
+	} {
+		spec.Maps[name].MaxEntries = n
+	}
+	return spec, nil
+}
+
+// load creates or adopts the maps under dir and loads the programs on them. Of the optional programs a failure is a
+// probe that says no; of the others it is an error.
+func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
+	spec, err := sized(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[sockmeshVarSmHasSetRetval].Set(probes.setRetval()); err != nil {
+		return nil, fmt.Errorf("set a load-time constant: %w", err)
+	}
+	o := &objects{maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}}
+	if err := o.openMaps(spec, dir, cfg.Logger); err != nil {
+		o.close()
+		return nil, err
+	}
+	optional := map[string]bool{progMsg: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt}
+	var must []string
+	for name := range spec.Programs {
+		if _, ok := optional[name]; !ok {
+			must = append(must, name)
+		}
+	}
+	if err := o.loadPrograms(spec, must...); err != nil {
+		o.close()
+		return nil, fmt.Errorf("load the programs: %w%s", err, loadHint(err))
+	}
+	for name, wanted := range optional {
+		if !wanted {
+			continue
+		}
+		err := o.loadPrograms(spec, name)
+		probes.add("load_"+name, err, "")
+		if err != nil {
+			cfg.Logger.Warn("an optional program does not load", "program", name, "error", err)
+		}
+	}
+	return o, nil
+}
+
+func loadHint(err error) string {
+	if errors.Is(err, os.ErrPermission) {
+		return " (loading needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root; a hardened kernel may need CAP_SYS_ADMIN)"
+	}
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return " (the kernel lacks a feature that sockmesh needs: 5.15 or later, CONFIG_CGROUP_BPF, CONFIG_NET_SOCK_MSG and CONFIG_DEBUG_INFO_BTF)"
+	}
+	return ""
+}
+
+// loadPrograms loads the named programs onto the maps that are open already.
+func (o *objects) loadPrograms(spec *ebpf.CollectionSpec, names ...string) error {
+	part := spec.Copy()
+	keep := map[string]*ebpf.ProgramSpec{}
+	for _, n := range names {
+		keep[n] = part.Programs[n]
+	}
+	part.Programs = keep
+	replace := map[string]*ebpf.Map{}
+	for name, m := range o.maps {
+		part.Maps[name].MaxEntries = m.MaxEntries() // an adopted map may have another size
+		replace[name] = m
+	}
+	coll, err := ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		return err
+	}
+	defer coll.Close()
+	for _, n := range names {
+		o.progs[n] = coll.DetachProgram(n)
+	}
+	return nil
+}
+
+// openMaps adopts the pinned maps or makes new ones.
+func (o *objects) openMaps(spec *ebpf.CollectionSpec, dir layoutDir, log *slog.Logger) error {
+	for name, ms := range spec.Maps {
+		if !isOurs(name) {
+			continue // .rodata belongs to the programs of one load
+		}
+		m, fresh, err := openMap(ms, dir.mapPin(name), dir, log)
+		if err != nil {
+			return err
+		}
+		o.maps[name] = m
+		o.fresh = o.fresh || fresh
+	}
+	return nil
+}
+
+func isOurs(name string) bool { return len(name) > 3 && name[:3] == "sm_" }
+
+// openMap returns the map pinned at pin. A pinned map of another capacity is replaced by a copy with the wanted
+// capacity; one whose entries have another shape is replaced by an empty one, which the reconciler fills.
+func openMap(spec *ebpf.MapSpec, pin string, dir layoutDir, log *slog.Logger) (m *ebpf.Map, fresh bool, err error) {
+	old, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		m, err := createMap(spec, pin)
+		return m, true, err
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("open the pinned map %s: %w", pin, err)
+	}
+	if err := spec.Compatible(old); err == nil {
+		return old, false, nil
+	}
+	sameShape := old.Type() == spec.Type && old.KeySize() == spec.KeySize && old.ValueSize() == spec.ValueSize && old.Flags() == spec.Flags
+	if sameShape && spec.Type == ebpf.SockHash {
+		// Sockets can't be moved from one map to another while they talk.
+		log.Warn("sm_pairs keeps the size that it was made with; it takes the new one after a cleanup",
+			"has", old.MaxEntries(), "wanted", spec.MaxEntries)
+		return old, false, nil
+	}
+	next, err := ebpf.NewMap(spec)
+	if err != nil {
+		old.Close()
+		return nil, false, fmt.Errorf("create map %s: %w", spec.Name, err)
+	}
+	if sameShape {
+		if err := copyMap(next, old); err != nil {
+			next.Close()
+			log.Warn("a map keeps its old size, because its entries don't fit into the wanted one",
+				"map", spec.Name, "has", old.MaxEntries(), "wanted", spec.MaxEntries, "error", err)
+			return old, false, nil
+		}
+	} else {
+		log.Warn("a pinned map has another shape and is made anew; connections move to it when it is filled", "map", spec.Name)
+	}
+	if spec.Type == ebpf.SockHash {
+		err = dir.retire(old, pin)
+	} else {
+		err = old.Unpin()
+	}
+	old.Close()
+	if err == nil {
+		err = next.Pin(pin)
+	}
+	if err != nil {
+		next.Close()
+		return nil, false, fmt.Errorf("replace the pinned map %s: %w", pin, err)
+	}
+	return next, !sameShape, nil
+}
+
+func createMap(spec *ebpf.MapSpec, pin string) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("create map %s with %d entries: %w", spec.Name, spec.MaxEntries, err)
+	}
+	if err := m.Pin(pin); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pin map %s at %s: %w", spec.Name, pin, err)
+	}
+	return m, nil
+}
+
+func copyMap(to, from *ebpf.Map) error {
+	if from.Type() == ebpf.SkStorage {
+		return nil // lives in the sockets, has no size
+	}
+	key, value := make([]byte, from.KeySize()), make([]byte, from.ValueSize())
+	it := from.Iterate()
+	for it.Next(&key, &value) {
+		if err := to.Put(key, value); err != nil {
+			return err
+		}
+	}
+	return it.Err()
+}

@@ -1,0 +1,80 @@
+package datapath
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// Features are tried, never concluded from a version string: distributions backport, and hardened kernels take away.
+
+// Probe is one feature of the kernel that was tried, and what came of it.
+type Probe struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail,omitempty"`
+}
+
+type probeList struct{ list []Probe }
+
+// add records what came of one attempt; lost says what is missing without the feature.
+func (p *probeList) add(name string, err error, lost string) {
+	probe := Probe{Name: name, OK: err == nil}
+	if err != nil {
+		probe.Detail, _, _ = strings.Cut(err.Error(), "\n")
+		if lost != "" {
+			probe.Detail += ": " + lost
+		}
+	}
+	for i := range p.list {
+		if p.list[i].Name == name {
+			p.list[i] = probe
+			return
+		}
+	}
+	p.list = append(p.list, probe)
+}
+
+// ok tells how a probe ended.
+func (p *probeList) ok(name string) bool {
+	for _, pr := range p.list {
+		if pr.Name == name {
+			return pr.OK
+		}
+	}
+	return false
+}
+
+// btf: the programs read a few kernel structs by CO-RE.
+func (p *probeList) btf() error {
+	_, err := os.Stat("/sys/kernel/btf/vmlinux")
+	p.add("btf", err, "the kernel has no type information (CONFIG_DEBUG_INFO_BTF)")
+	if err != nil {
+		return errors.New("/sys/kernel/btf/vmlinux is missing: sockmesh needs a kernel built with CONFIG_DEBUG_INFO_BTF")
+	}
+	return nil
+}
+
+// setRetval tries bpf_set_retval in a connect hook.
+func (p *probeList) setRetval() bool {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name:       "sm_probe",
+		Type:       ebpf.CGroupSockAddr,
+		AttachType: ebpf.AttachCGroupInet4Connect,
+		License:    "GPL",
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R1, -111),
+			asm.FnSetRetval.Call(),
+			asm.Mov.Imm(asm.R0, 0),
+			asm.Return(),
+		},
+	})
+	if err == nil {
+		prog.Close()
+	}
+	p.add("set_retval", err, "refused connections read EPERM instead of ECONNREFUSED")
+	return err == nil
+}

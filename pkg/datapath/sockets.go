@@ -1,0 +1,169 @@
+package datapath
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"syscall"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// Role is what a socket is in a connection that we touched. The numbers are those of bpf/common.h.
+type Role uint8
+
+// Roles of sockets.
+const (
+	RoleNone       Role = iota
+	RoleClient          // an application's socket that was redirected to the proxy
+	RoleDownstream      // the proxy's accepted socket
+	RoleUpstream        // the proxy's socket towards an endpoint
+	RoleServer          // an application's accepted socket behind the proxy
+	RoleService         // translated from a Service address to a backend
+	RoleOffload         // sent to an endpoint of an offloaded listener
+	RolePodClient       // pod to pod without proxy, connecting side
+	RolePodServer       // pod to pod without proxy, accepting side
+)
+
+var roleNames = [...]string{"none", "client", "downstream", "upstream", "server", "service", "offload", "pod-client", "pod-server"}
+
+// String is the role's name in the CLI.
+func (r Role) String() string {
+	if int(r) < len(roleNames) {
+		return roleNames[r]
+	}
+	return fmt.Sprintf("role-%d", uint8(r))
+}
+
+// sm_sock.state and sm_sock.latch.
+const (
+	stateEnrolled = 2
+
+	latchRedirect = 1
+	latchPass     = 2
+)
+
+var stateNames = [...]string{"plain", "wanted", "enrolled", "removed"}
+
+var reasons = [...]string{
+	"",
+	"acceleration is switched off",
+	"the socket was blocking when it connected (opt in by the pod annotation sockmesh.io/accelerate-blocking=true)",
+	"MPTCP sockets can't be redirected",
+	"the other end is not a pod of this node",
+	"the kernel refused to enrol the socket",
+	"the other end could not be enrolled",
+	"the first bytes left before the other end was enrolled",
+	"the other end was not enrolled at the first message",
+	"the other end has closed",
+}
+
+// Socket is one socket that the datapath knows.
+type Socket struct {
+	Cookie uint64         `json:"cookie"`
+	Netns  uint64         `json:"netns"` // cookie of its network namespace
+	Role   string         `json:"role"`
+	TCP    string         `json:"tcp"` // TCP state
+	Local  netip.AddrPort `json:"local"`
+	Remote netip.AddrPort `json:"remote"`
+	// Origin is the address that the connection was for; invalid where it was not changed.
+	Origin netip.AddrPort `json:"origin"`
+	// State: plain, wanted (until the handshake ends), enrolled, removed.
+	State string `json:"state"`
+	// Sends: how the bytes that this socket sends travel: redirect, tcp; empty before the first.
+	Sends string `json:"sends,omitempty"`
+	// Reason why they are not redirected.
+	Reason string `json:"reason,omitempty"`
+	// Peer is the cookie of the other end where that is enrolled too.
+	Peer            uint64 `json:"peer,omitempty"`
+	RedirectedBytes uint64 `json:"redirected_bytes"` // sent by this socket, socket to socket
+	PassedBytes     uint64 `json:"passed_bytes"`     // sent by this socket by TCP while enrolled
+}
+
+var tcpStates = [...]string{"", "established", "syn-sent", "syn-recv", "fin-wait1", "fin-wait2", "time-wait", "close", "close-wait", "last-ack", "listen", "closing", "new-syn-recv"}
+
+// Sockets lists the sockets that the datapath touched, of all pods, with where their bytes go and why. It reads a BPF
+// iterator over the socket storage. Returns an error that wraps errors.ErrUnsupported where the kernel has none.
+func (d *Datapath) Sockets() ([]Socket, error) {
+	prog := d.objs.progs[progSockets]
+	if prog == nil {
+		return nil, fmt.Errorf("list sockets: the iterator program does not load on this kernel: %w", errors.ErrUnsupported)
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: d.objs.sock()})
+	if err != nil {
+		return nil, fmt.Errorf("list sockets: %w", err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return nil, fmt.Errorf("list sockets: %w", err)
+	}
+	defer r.Close()
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("list sockets: %w", err)
+	}
+	var out []Socket
+	size := binary.Size(socketRow{})
+	for ; len(raw) >= size; raw = raw[size:] {
+		var row socketRow
+		if err := binary.Read(bytes.NewReader(raw[:size]), binary.NativeEndian, &row); err != nil {
+			return nil, fmt.Errorf("decode a socket: %w", err)
+		}
+		if Role(row.State.Role) == RoleNone {
+			continue // connected again, to something that isn't ours
+		}
+		out = append(out, d.socket(&row))
+	}
+	return out, nil
+}
+
+func (d *Datapath) socket(row *socketRow) Socket {
+	st := &row.State
+	s := Socket{
+		Cookie: row.Cookie, Netns: row.Netns, Role: Role(st.Role).String(),
+		Local: addrPort(row.Local, row.LocalPort), Remote: addrPort(row.Remote, row.RemotePort),
+		RedirectedBytes: st.RedirectedBytes, PassedBytes: st.PassedBytes,
+	}
+	if st.OriginPort != 0 {
+		s.Origin = addrPort(st.Origin, st.OriginPort)
+	}
+	if int(row.TcpState) < len(tcpStates) {
+		s.TCP = tcpStates[row.TcpState]
+	}
+	if int(st.State) < len(stateNames) {
+		s.State = stateNames[st.State]
+	}
+	if int(st.Reason) < len(reasons) {
+		s.Reason = reasons[st.Reason]
+	}
+	if st.Error != 0 {
+		s.Reason += ": " + syscall.Errno(-st.Error).Error()
+	}
+	switch st.Latch {
+	case latchRedirect:
+		s.Sends = "redirect"
+	case latchPass:
+		s.Sends = "tcp"
+	}
+	if st.State == stateEnrolled {
+		s.Peer = d.peerOf(row)
+	}
+	return s
+}
+
+// peerOf reads the other end's cookie out of sm_pairs.
+func (d *Datapath) peerOf(row *socketRow) uint64 {
+	key := tupleKey{Local: row.Remote, Remote: row.Local, LocalPort: row.RemotePort, RemotePort: row.LocalPort}
+	if netip.AddrFrom16(row.Local).Unmap().IsLoopback() || netip.AddrFrom16(row.Remote).Unmap().IsLoopback() {
+		key.Netns = row.Netns
+	}
+	var cookie uint64
+	if err := d.objs.pairs().Lookup(key, &cookie); err != nil {
+		return 0
+	}
+	return cookie
+}

@@ -1,0 +1,351 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// Modes of a target, as in bpf/common.h.
+const (
+	modeService = 1
+	modeProxy   = 2
+	modeOffload = 3
+)
+
+// tables is what the maps hold, kept in memory so that a change costs what it changes. Read from the pinned maps at
+// start, with their ids; after that every write goes to the map first and here when it has succeeded.
+//
+// Writes are make before break: backends, then slots of a new generation, then the frontend's or claim's value, which
+// moves new connections over in one update; only then are the old slots deleted, and backends that nobody uses.
+type tables struct {
+	o *objects
+
+	frontends map[frontendKey]targetValue
+	claims    map[claimKey]targetValue
+	pools     map[uint32]pool
+	backends  map[uint32]backendValue
+	backendID map[backendValue]uint32
+	refs      map[uint32]int // slots that name the backend
+	netns     map[uint64]netnsValue
+	local     map[localKey]localValue
+
+	nextPool, nextBackend uint32 // ids are not reused until 2^32 are through: nobody can mix up old and new
+
+	writes, deletes, drift uint64
+}
+
+// pool is the set of slots in force.
+type pool struct {
+	generation uint32
+	slots      []slotValue
+}
+
+func newTables(o *objects) (*tables, error) {
+	t := &tables{
+		o: o, frontends: map[frontendKey]targetValue{}, claims: map[claimKey]targetValue{}, pools: map[uint32]pool{},
+		backends: map[uint32]backendValue{}, backendID: map[backendValue]uint32{}, refs: map[uint32]int{},
+		netns: map[uint64]netnsValue{}, local: map[localKey]localValue{}, nextPool: 1, nextBackend: 1,
+	}
+	return t, t.restore()
+}
+
+// readMap reads a whole map.
+func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
+	var k K
+	var v V
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		into[k] = v
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read %s: %w", m, err)
+	}
+	return nil
+}
+
+// restore reads what an earlier agent left, and removes what it left half done: slots of a generation that was never
+// put in force, backends that no slot names.
+func (t *tables) restore() error {
+	slots := map[slotKey]slotValue{}
+	if err := errors.Join(
+		readMap(t.o.frontends(), t.frontends), readMap(t.o.claims(), t.claims), readMap(t.o.slots(), slots),
+		readMap(t.o.backends(), t.backends), readMap(t.o.netns(), t.netns), readMap(t.o.local(), t.local),
+	); err != nil {
+		return err
+	}
+	for _, target := range t.frontends {
+		t.restorePool(target, slots)
+	}
+	for _, target := range t.claims {
+		t.restorePool(target, slots)
+	}
+	for k := range slots {
+		t.nextPool = max(t.nextPool, k.Pool+1)
+		if p, ok := t.pools[k.Pool]; !ok || p.generation != k.Generation || k.Slot >= uint32(len(p.slots)) {
+			if err := t.delete(t.o.slots(), k); err != nil {
+				return err
+			}
+		}
+	}
+	for id, b := range t.backends {
+		t.nextBackend = max(t.nextBackend, id+1)
+		t.backendID[b] = id
+	}
+	for id := range t.backends {
+		if t.refs[id] == 0 {
+			if err := t.dropBackend(id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *tables) restorePool(target targetValue, slots map[slotKey]slotValue) {
+	t.nextPool = max(t.nextPool, target.Pool+1)
+	if target.Pool == 0 {
+		return
+	}
+	p := pool{generation: target.Generation, slots: make([]slotValue, target.Slots)}
+	for i := range p.slots {
+		p.slots[i] = slots[slotKey{Pool: target.Pool, Generation: target.Generation, Slot: uint32(i)}]
+	}
+	t.pools[target.Pool] = p
+	t.ref(p.slots, 1)
+}
+
+func (t *tables) ref(slots []slotValue, by int) {
+	for _, s := range slots {
+		for _, id := range [...]uint32{s.Backend, s.Other} {
+			if id != 0 {
+				t.refs[id] += by
+			}
+		}
+	}
+}
+
+func (t *tables) put(m *ebpf.Map, key, value any) error {
+	err := m.Put(key, value)
+	if err == nil {
+		t.writes++
+		return nil
+	}
+	if isFull(err) {
+		return fmt.Errorf("%s is full (%d entries): raise its size in the configuration: %w", mapName(m), m.MaxEntries(), err)
+	}
+	return fmt.Errorf("write %s: %w", mapName(m), err)
+}
+
+func (t *tables) delete(m *ebpf.Map, key any) error {
+	t.deletes++
+	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete from %s: %w", mapName(m), err)
+	}
+	return nil
+}
+
+// setFrontend and setClaim put a target in force; nothing is written where it is so already.
+func (t *tables) setFrontend(key frontendKey, want []weighted, affinity uint32) error {
+	return setTarget(t, t.o.frontends(), t.frontends, key, targetValue{Mode: modeService, AffinitySeconds: affinity}, want)
+}
+
+func (t *tables) setClaim(key claimKey, mode uint16, want []weighted) error {
+	return setTarget(t, t.o.claims(), t.claims, key, targetValue{Mode: mode}, want)
+}
+
+func setTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, key K, next targetValue, want []weighted) error {
+	now, exists := mirror[key]
+	if next.Mode == modeProxy {
+		want = nil
+	}
+	ids, made, err := t.backendIDs(want)
+	if err != nil {
+		return errors.Join(err, t.dropBackends(made))
+	}
+	weights := make([]uint64, len(want))
+	for i, w := range want {
+		weights[i] = w.weight
+	}
+	slots, sum := buildSlots(ids, weights)
+	next.Slots, next.Weight = uint32(len(slots)), sum
+	old := t.pools[now.Pool]
+	if next.Mode != modeProxy {
+		next.Pool, next.Generation = now.Pool, old.generation
+		if next.Pool == 0 {
+			next.Pool = t.nextPool
+		}
+	}
+	sameSlots := exists && (next.Pool == now.Pool) && slices.Equal(slots, old.slots)
+	if sameSlots && now == next {
+		return nil
+	}
+	if !sameSlots && next.Pool != 0 {
+		next.Generation++
+		if err := t.writeSlots(next.Pool, next.Generation, slots); err != nil {
+			return errors.Join(err, t.dropBackends(made))
+		}
+		if next.Pool == t.nextPool {
+			t.nextPool++
+		}
+	}
+	if err := t.put(m, key, next); err != nil {
+		if !sameSlots {
+			err = errors.Join(err, t.deleteSlots(next.Pool, next.Generation, len(slots)))
+		}
+		return errors.Join(err, t.dropBackends(made))
+	}
+	mirror[key] = next
+	if sameSlots {
+		return nil
+	}
+	t.ref(slots, 1)
+	if next.Pool != 0 {
+		t.pools[next.Pool] = pool{next.Generation, slots}
+	}
+	return t.dropSlots(now.Pool, old, next.Pool != now.Pool)
+}
+
+// backendIDs finds or makes the backends' ids; made lists the new ones.
+func (t *tables) backendIDs(want []weighted) (ids, made []uint32, err error) {
+	ids = make([]uint32, len(want))
+	for i, w := range want {
+		if !w.addr.IsValid() {
+			continue // 0 refuses
+		}
+		b := backendValue{Addr: addr16(w.addr.Addr()), Port: w.addr.Port()}
+		id, ok := t.backendID[b]
+		if !ok {
+			id = t.freeBackendID()
+			if err := t.put(t.o.backends(), id, b); err != nil {
+				return nil, made, err
+			}
+			t.backends[id], t.backendID[b] = b, id
+			made = append(made, id)
+		}
+		ids[i] = id
+	}
+	return ids, made, nil
+}
+
+func (t *tables) freeBackendID() uint32 {
+	for {
+		id := t.nextBackend
+		t.nextBackend++
+		if _, used := t.backends[id]; id != 0 && !used {
+			return id
+		}
+	}
+}
+
+func (t *tables) writeSlots(poolID, generation uint32, slots []slotValue) error {
+	for i, s := range slots {
+		if err := t.put(t.o.slots(), slotKey{Pool: poolID, Generation: generation, Slot: uint32(i)}, s); err != nil {
+			return errors.Join(err, t.deleteSlots(poolID, generation, i))
+		}
+	}
+	return nil
+}
+
+func (t *tables) deleteSlots(poolID, generation uint32, n int) error {
+	var errs []error
+	for i := range n {
+		errs = append(errs, t.delete(t.o.slots(), slotKey{Pool: poolID, Generation: generation, Slot: uint32(i)}))
+	}
+	return errors.Join(errs...)
+}
+
+// dropSlots removes a generation that is no longer in force, and the backends that only it used.
+func (t *tables) dropSlots(poolID uint32, p pool, gone bool) error {
+	if poolID == 0 {
+		return nil
+	}
+	if gone {
+		delete(t.pools, poolID)
+	}
+	err := t.deleteSlots(poolID, p.generation, len(p.slots))
+	t.ref(p.slots, -1)
+	var unused []uint32
+	for _, s := range p.slots {
+		unused = append(unused, s.Backend, s.Other)
+	}
+	return errors.Join(err, t.dropBackends(unused))
+}
+
+// dropBackends removes those of ids that no slot names.
+func (t *tables) dropBackends(ids []uint32) error {
+	var errs []error
+	for _, id := range ids {
+		if _, ok := t.backends[id]; ok && t.refs[id] == 0 {
+			errs = append(errs, t.dropBackend(id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *tables) dropBackend(id uint32) error {
+	b := t.backends[id]
+	delete(t.backends, id)
+	delete(t.refs, id)
+	if t.backendID[b] == id {
+		delete(t.backendID, b)
+	}
+	return t.delete(t.o.backends(), id)
+}
+
+func (t *tables) deleteFrontend(key frontendKey) error {
+	return deleteTarget(t, t.o.frontends(), t.frontends, key)
+}
+
+func (t *tables) deleteClaim(key claimKey) error {
+	return deleteTarget(t, t.o.claims(), t.claims, key)
+}
+
+func deleteTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, key K) error {
+	now, ok := mirror[key]
+	if !ok {
+		return nil
+	}
+	if err := t.delete(m, key); err != nil {
+		return err
+	}
+	delete(mirror, key)
+	return t.dropSlots(now.Pool, t.pools[now.Pool], true)
+}
+
+// setPlain keeps one entry of a map without indirection equal to want; nil deletes it.
+func setPlain[K, V comparable](t *tables, m *ebpf.Map, mirror map[K]V, key K, want *V) error {
+	now, ok := mirror[key]
+	switch {
+	case want == nil && ok:
+		if err := t.delete(m, key); err != nil {
+			return err
+		}
+		delete(mirror, key)
+	case want != nil && (!ok || now != *want):
+		if err := t.put(m, key, *want); err != nil {
+			return err
+		}
+		mirror[key] = *want
+	}
+	return nil
+}
+
+func mapName(m *ebpf.Map) string {
+	info, err := m.Info()
+	if err != nil {
+		return m.String()
+	}
+	return info.Name
+}
+
+func frontendKeyOf(a netip.AddrPort, proto uint8) frontendKey {
+	return frontendKey{Addr: addr16(a.Addr()), Port: a.Port(), Proto: proto}
+}
+
+func claimKeyOf(a netip.AddrPort) claimKey {
+	return claimKey{Addr: addr16(a.Addr()), Port: a.Port()}
+}
