@@ -91,6 +91,8 @@ type Wait struct {
 	Upgrade bool
 	// Fresh demands a connection that has carried nothing yet.
 	Fresh bool
+	// Priority chooses the circuit breakers: 0 default, 1 high.
+	Priority uint8
 
 	// Canceller is set by the Connector while the wait is in its queue.
 	Canceller Canceller
