@@ -189,13 +189,14 @@ func (m *Manager) found(name string, file *os.File, id spaceID) error {
 
 // follow passes the addresses of a namespace on until it is closed.
 func (m *Manager) follow(s *space) {
-	err := s.watch.run(func(have map[netip.Addr]bool) {
+	publish := func(have map[netip.Addr]bool) {
 		select {
 		case m.addresses <- addresses{s, have}:
 		case <-m.done:
 		}
-	})
-	if err != nil {
+	}
+	if err := s.watch.run(publish); err != nil {
+		publish(map[netip.Addr]bool{}) // It must not hold up the others.
 		m.cfg.Logger.Error("the addresses of a network namespace cannot be followed; its pod is not noticed until the agent restarts", "netns", s.file.Name(), "error", err)
 	}
 }
@@ -223,6 +224,7 @@ func (m *Manager) lost(name string, id spaceID) {
 		return
 	}
 	delete(m.spaces, id)
+	s.names[name] = true // For the log.
 	for _, b := range m.pods {
 		if b.space == s {
 			m.leave(b)
@@ -233,13 +235,13 @@ func (m *Manager) lost(name string, id spaceID) {
 
 // reconcile brings everything to where it should be.
 func (m *Manager) reconcile(now time.Time) {
-	for _, b := range m.takeWanted() {
+	for _, b := range m.takeWanted(now) {
 		if b.space != nil {
 			m.leave(b)
 		}
 	}
 	for {
-		moves := match(m.pods, m.spaces, m.cfg.NetnsDir)
+		moves := match(m.pods, m.spaces, m.cfg.NetnsDir, now)
 		for b := range moves {
 			if b.space != nil {
 				m.leave(b)
@@ -248,7 +250,7 @@ func (m *Manager) reconcile(now time.Time) {
 		for b, to := range moves {
 			b.space = to
 			if to != nil {
-				to.hadPod = true
+				to.hadPod = b.UID
 			}
 		}
 		if len(moves) == 0 {
@@ -264,7 +266,7 @@ func (m *Manager) reconcile(now time.Time) {
 }
 
 // takeWanted compares what is wanted with what was, and gives the pods that are wanted no more.
-func (m *Manager) takeWanted() (gone []*bound) {
+func (m *Manager) takeWanted(now time.Time) (gone []*bound) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for uid, b := range m.pods {
@@ -274,11 +276,15 @@ func (m *Manager) takeWanted() (gone []*bound) {
 		}
 	}
 	for uid, spec := range m.wanted {
-		if b := m.pods[uid]; b != nil {
-			b.Spec = spec
-		} else {
-			m.pods[uid] = &bound{Spec: spec}
+		b := m.pods[uid]
+		if b == nil {
+			b = &bound{seen: now}
+			m.pods[uid] = b
 		}
+		if !slices.Equal(b.IPs, spec.IPs) {
+			b.seen = now
+		}
+		b.Spec = spec
 	}
 	return gone
 }

@@ -5,15 +5,20 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // bound is a wanted pod, and the namespace that it was found in, if any.
 type bound struct {
 	Spec
 	space *space
-	place string // what is to be said of where it is
+	seen  time.Time // when it was first wanted with its addresses
+	place string    // what is to be said of where it is
 	serve serve
 }
+
+// reuseAfter is how long a pod waits for a namespace of its own before it is looked for in one that had another pod.
+const reuseAfter = 3 * time.Second
 
 // match puts pods into namespaces. It only decides; the Manager acts.
 //
@@ -22,15 +27,19 @@ type bound struct {
 //   - A namespace has one pod. A second pod that claims the same address waits, and this is reported; it never takes
 //     a namespace over from a pod that still exists.
 //   - Runtimes leave namespaces of dead pods behind for a while, and addresses are used again at once: so a namespace
-//     that had no pod yet goes before one that had.
+//     that had no pod yet goes before one that had, and one that had another pod counts only after reuseAfter, when no
+//     other has come (a pod of a manifest may be renamed; a pod of an API server never gets another's namespace).
 //   - Two such namespaces that own one address are a riddle (a namespace left over from before the agent started, or a
 //     pod with NET_ADMIN that gave itself another's address): the pod is in neither, and this is reported.
 //   - If several pods wait for one namespace, one that isn't being deleted comes first, then the youngest.
 //
 // It gives those whose namespace changed, with the namespace they should have (nil: none).
-func match(pods map[string]*bound, spaces map[spaceID]*space, dir string) map[*bound]*space {
+func match(pods map[string]*bound, spaces map[spaceID]*space, dir string, now time.Time) map[*bound]*space {
 	owners := map[netip.Addr][]*space{}
 	for _, s := range spaces {
+		if s.addrs == nil {
+			return nil // Its addresses are being listed; without them nothing is certain.
+		}
 		for a := range s.addrs {
 			owners[a] = append(owners[a], s)
 		}
@@ -49,7 +58,7 @@ func match(pods map[string]*bound, spaces map[spaceID]*space, dir string) map[*b
 	}
 	moves := map[*bound]*space{}
 	for _, b := range order {
-		v := b.best(owners, taken)
+		v := b.best(owners, taken, now)
 		best := v.space
 		b.place = b.reasonOf(v, dir)
 		if best != b.space {
@@ -84,7 +93,7 @@ type verdict struct {
 }
 
 // best decides where a pod is.
-func (b *bound) best(owners map[netip.Addr][]*space, taken map[*space]*bound) (v verdict) {
+func (b *bound) best(owners map[netip.Addr][]*space, taken map[*space]*bound, now time.Time) (v verdict) {
 	if b.Ignored {
 		return v
 	}
@@ -95,8 +104,10 @@ func (b *bound) best(owners map[netip.Addr][]*space, taken map[*space]*bound) (v
 			case other != nil && other != b:
 				v.rival = other
 			case s == b.space || slices.Contains(fresh, s) || slices.Contains(used, s):
-			case s.hadPod:
-				used = append(used, s)
+			case s.hadPod != "":
+				if s.hadPod == b.UID || now.Sub(b.seen) >= reuseAfter {
+					used = append(used, s)
+				}
 			default:
 				fresh = append(fresh, s)
 			}

@@ -14,11 +14,17 @@ import (
 // work from any thread; so open should make them and return. It must not start goroutines: they run elsewhere.
 //
 // The thread goes back home afterwards. Should that fail, it is thrown away: a goroutine that ends while locked to
-// its thread takes the thread with it, so no other goroutine can ever run in the wrong namespace.
+// its thread takes the thread with it, so no other goroutine can ever run in the wrong namespace. The process's first
+// thread stays at home at all times: it is what /proc/self shows to others, and it cannot be thrown away.
 func OpenInNetns(ns *os.File, open func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			result <- OpenInNetns(ns, open) // While we hold the first thread, another one does it.
+			runtime.UnlockOSThread()
+			return
+		}
 		home, err := os.Open("/proc/thread-self/ns/net")
 		if err != nil {
 			runtime.UnlockOSThread()

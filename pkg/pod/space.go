@@ -15,8 +15,8 @@ type space struct {
 	names  map[string]bool // its files; usually one
 	file   *os.File
 	watch  *addrWatch
-	addrs  map[netip.Addr]bool
-	hadPod bool // a pod is or was in it
+	addrs  map[netip.Addr]bool // nil: not listed yet
+	hadPod string              // UID of the pod that is or was in it
 }
 
 // newSpace takes over an opened namespace and starts to watch its addresses.
