@@ -76,7 +76,7 @@ func (w *world) startHAProxy(ctx context.Context) (*lab.Process, error) {
 	file, err := w.config("haproxy.cfg", `
 global
   nbthread 1
-  maxconn 20000
+  maxconn 8000
 defaults
   mode http
   option http-keep-alive

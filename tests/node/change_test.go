@@ -1,0 +1,244 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/lab"
+)
+
+// Weights and endpoints change twenty times under 64 connections of load: no request fails.
+func TestChangesUnderLoadBreakNothing(t *testing.T) {
+	w := newWorld(t, anywhere)
+	kept, fresh := w.load(false), w.load(true)
+	spare := w.server(anywhere, "v1b", 40)
+	for i := range 10 {
+		w.weights(100-i*10, i*10)
+		w.must(kept.WaitRequests(w.ctx, 200))
+		if i%2 == 0 {
+			w.endpoints("v1", spare, w.v1)
+		} else {
+			w.endpoints("v1", w.v1)
+		}
+		w.must(fresh.WaitRequests(w.ctx, 200))
+	}
+	w.weights(0, 100)
+	w.eventually("all traffic at v2", func() error {
+		before := kept.Now().Answers["v1/proxied"]
+		if err := kept.WaitRequests(w.ctx, 300); err != nil {
+			return err
+		}
+		if n := kept.Now().Answers["v1/proxied"] - before; n > 0 {
+			return fmt.Errorf("v1 answered %d of the last 300", n)
+		}
+		return nil
+	})
+	if r := w.finish(kept); r.Answers["v1b/proxied"] == 0 {
+		t.Error("the endpoint that was added never answered")
+	}
+	w.finish(fresh)
+}
+
+// The control plane is killed under load: the last configuration stays; a new one is followed when it is back.
+func TestControlPlaneKilledAndRestarted(t *testing.T) {
+	w := newWorld(t, anywhere)
+	w.weights(100, 0)
+	load := w.load(false)
+	w.control.Kill()
+	w.must(w.WaitStatus(w.ctx, "disconnected", func(s lab.Status) bool { return len(s.XDS.Servers) == 1 && !s.XDS.Servers[0].Connected }))
+	w.weights(0, 100) // nobody can hear it yet
+	w.must(load.WaitRequests(w.ctx, 1000))
+	if c := w.curl(w.client, w.shop.VIP(0), 50); c["v2/proxied "+w.client.Addr4().String()] > 25 {
+		t.Errorf("without a control plane the old weights should stay: %v", c)
+	}
+	var err error
+	w.control, err = w.StartControl(w.ctx)
+	w.must(err)
+	w.eventually("the new weights", func() error {
+		if c := w.curl(w.client, w.shop.VIP(0), 50); c["v2/proxied "+w.client.Addr4().String()] != 50 {
+			return fmt.Errorf("answers: %v", c)
+		}
+		return nil
+	})
+	w.finish(load)
+}
+
+// The agent is killed with -9 under 64 + 64 connections and started again. Requests that were in the killed process
+// may fail, once; every other is answered: by the kernel while there is no proxy, by the proxy afterwards.
+func TestAgentKilledAndRestarted(t *testing.T) {
+	w := newWorld(t, anywhere)
+	kept, fresh := w.load(false), w.load(true)
+	w.agent.Kill()
+	killed := time.Now()
+	w.must(kept.WaitRequests(w.ctx, 1000))
+	w.must(fresh.WaitRequests(w.ctx, 1000))
+	w.startAgent()
+	w.must(kept.WaitRequests(w.ctx, 500))
+	w.must(fresh.WaitRequests(w.ctx, 500))
+	for name, load := range map[string]*lab.Load{"kept connections": kept, "a connection per request": fresh} {
+		r, err := load.Stop()
+		w.must(err)
+		outside := lab.OutsideOf(r.Failures, killed)
+		t.Logf("%s: %d requests, %d failed, %d of them not explained by the kill; answers: %v", name, r.Requests, r.Failed, len(outside), r.Answers)
+		if len(outside) > 0 {
+			t.Errorf("%s: %d requests failed that were not in the killed process; the first, %s after the kill: %+v",
+				name, len(outside), outside[0].At.Sub(killed), outside[0])
+		}
+		if r.Failed-uint64(len(outside)) > 64 {
+			t.Errorf("%s: %d requests broke with the process, and there were 64 connections", name, r.Failed)
+		}
+		if r.Answers["v1/direct"]+r.Answers["v2/direct"] == 0 {
+			t.Errorf("%s: nothing was answered without the proxy", name)
+		}
+	}
+	if c := w.curl(w.client, w.shop.VIP(0), 50); c["v1/proxied "+w.client.Addr4().String()]+c["v2/proxied "+w.client.Addr4().String()] != 50 {
+		t.Errorf("after the restart the proxy should answer: %v", c)
+	}
+}
+
+// SIGTERM: the agent lets its connections finish, and nobody notices.
+func TestAgentStoppedAndRestarted(t *testing.T) {
+	w := newWorld(t, anywhere)
+	kept, fresh := w.load(false), w.load(true)
+	w.must(w.agent.Stop(40 * time.Second))
+	w.must(fresh.WaitRequests(w.ctx, 500))
+	w.startAgent()
+	w.must(fresh.WaitRequests(w.ctx, 500))
+	w.finish(kept)
+	w.finish(fresh)
+}
+
+// --fail-mode closed: while the proxy is away, a claimed connection is refused rather than let past the rules.
+func TestFailClosedRefuses(t *testing.T) {
+	w := newWorld(t, anywhere, "--fail-mode", "closed")
+	w.curl(w.client, w.shop.VIP(0), 10)
+	w.agent.Kill()
+	for i := range w.shop.ClusterIPs {
+		_, err := w.tryCurl(w.client, w.shop.VIP(i), 1)
+		if err == nil || !strings.Contains(err.Error(), "exit status 7") {
+			t.Errorf("%s: %v; want curl's exit status 7, could not connect", w.shop.VIP(i), err)
+		}
+	}
+	w.startAgent("--fail-mode", "closed")
+	w.curl(w.client, w.shop.VIP(0), 10)
+}
+
+// A Service appears, loses its endpoints and goes: it works, is refused at once, and is nobody's again.
+func TestServicesComeAndGo(t *testing.T) {
+	w := newWorld(t, anywhere)
+	svc := lab.ServiceSpec{Namespace: "late", Name: "late", Port: 8000, TargetPort: 8080, Backends: []*lab.Pod{w.v1},
+		ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.9.9"), netip.MustParseAddr("fd96::99")}}
+	w.must(w.SetService(svc))
+	for i := range svc.ClusterIPs {
+		w.eventually("the new Service answers", func() error { _, err := w.tryCurl(w.client, svc.VIP(i), 1); return err })
+	}
+	svc.Backends = nil
+	w.must(w.SetService(svc))
+	refused := func() error {
+		for i := range svc.ClusterIPs {
+			start := time.Now()
+			_, err := w.tryCurl(w.client, svc.VIP(i), 1)
+			if err == nil || !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "exit status 7") {
+				return fmt.Errorf("%s: %v after %s; want a refusal", svc.VIP(i), err, time.Since(start))
+			}
+		}
+		return nil
+	}
+	w.eventually("without endpoints it refuses", refused)
+	w.must(w.DeleteService(svc))
+	w.eventually("gone", func() error {
+		if s := w.status(); s.Kubernetes.Services != 1 {
+			return fmt.Errorf("%d services", s.Kubernetes.Services)
+		}
+		return nil
+	})
+}
+
+// A pod that comes later is enrolled at once; one that goes is forgotten.
+func TestPodsComeAndGo(t *testing.T) {
+	w := newWorld(t, anywhere)
+	for round := range 3 {
+		late := w.pod(anywhere, fmt.Sprintf("late-%d", round), 50+round, enrolled)
+		w.eventually("the new pod goes through the proxy", func() error {
+			c, err := w.tryCurl(late, w.shop.VIP(0), 1)
+			if err == nil && c["v1/proxied "+late.Addr4().String()]+c["v2/proxied "+late.Addr4().String()] != 1 {
+				err = fmt.Errorf("answers: %v", c)
+			}
+			return err
+		})
+		w.must(late.Delete())
+		w.must(w.WaitStatus(w.ctx, "one enrolled pod", func(s lab.Status) bool { return s.Pods.Enrolled == 1 && s.Pods.Local == 3 }))
+	}
+}
+
+// Bad manifests and bad resources are reported by name and disturb nothing.
+func TestBadInputDisturbsNothing(t *testing.T) {
+	w := newWorld(t, anywhere)
+	load := w.load(true)
+	for name, bad := range map[string]struct{ folder, text string }{
+		"not-yaml.yaml":   {"manifests", "kind: [\n"},
+		"no-kind.yaml":    {"manifests", "apiVersion: v1\nmetadata: {name: x}\n"},
+		"bad-ip.yaml":     {"manifests", "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: x}\nspec: {clusterIP: 10.96.0.999, clusterIPs: [10.96.0.999], ports: [{port: 80}]}\n"},
+		"half.yaml":       {"xds", "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: [half\n"},
+		"no-name.yaml":    {"xds", "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: \"\"\ntype: EDS\n"},
+		"bad-filter.yaml": {"xds", badListener},
+	} {
+		w.must(w.WriteText(bad.folder, name, bad.text))
+	}
+	w.must(w.WaitStatus(w.ctx, "the bad listener refused by name", func(s lab.Status) bool {
+		for _, r := range s.XDS.Rejected {
+			if r.Name == "bad" && strings.Contains(r.Error, "no.such.filter") {
+				return true
+			}
+		}
+		return false
+	}))
+	w.must(load.WaitRequests(w.ctx, 1000))
+	// What is good among the bad still applies.
+	w.weights(0, 100)
+	w.eventually("a good change beside the bad files", func() error {
+		if c := w.curl(w.client, w.shop.VIP(0), 50); c["v2/proxied "+w.client.Addr4().String()] != 50 {
+			return fmt.Errorf("answers: %v", c)
+		}
+		return nil
+	})
+	w.finish(load)
+	log := w.agent.Output()
+	for _, file := range []string{"not-yaml.yaml", "bad-ip.yaml"} {
+		if !strings.Contains(log, file) {
+			t.Errorf("the agent's log does not name %s", file)
+		}
+	}
+	if log := w.control.Output(); !strings.Contains(log, "half.yaml") {
+		t.Errorf("the control plane's log does not name half.yaml: %s", log)
+	}
+}
+
+const badListener = `
+"@type": type.googleapis.com/envoy.config.listener.v3.Listener
+name: bad
+bind_to_port: false
+address: {socket_address: {address: 10.96.0.66, port_value: 80}}
+filter_chains: [{filters: [{name: no.such.filter, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo}}]}]
+`
+
+// Wrong flags: exit at once, with the flag's name, before anything is attached.
+func TestWrongFlagsAreNamed(t *testing.T) {
+	w := newBareWorld(t, anywhere)
+	for _, flags := range [][]string{{"--fail-mode", "ajar"}, {"--enroll", "some"}, {"--concurrency", "-3"}, {"--no-such-flag"}} {
+		agent, err := w.StartAgentNoWait(flags...)
+		w.must(err)
+		select {
+		case <-agent.Done():
+		case <-w.ctx.Done():
+			t.Fatal(errors.New("the agent runs with wrong flags"))
+		}
+		if out := agent.Output(); !strings.Contains(out, strings.TrimPrefix(flags[0], "--")) {
+			t.Errorf("%v: the message does not name the flag: %s", flags, out)
+		}
+	}
+}
