@@ -314,6 +314,16 @@ func (node *chainMatcher) byServerName(name string) *chainMatcher {
 // Init builds the look-up tables of a listener. Compile functions do it; code that puts a Listener together by
 // hand must.
 func (l *Listener) Init() error {
+	for i, c := range l.allChains() {
+		if c.HTTP != nil {
+			// The route name belongs to it: a connection manager that changes to other routes is another one.
+			id := c.Name
+			if id == "" {
+				id = fmt.Sprintf("#%d", i)
+			}
+			c.HTTP.place = l.Name + "\x00" + id + "\x00" + c.HTTP.RouteConfigName
+		}
+	}
 	matcher, err := buildChains(l.Chains)
 	l.matcher = matcher
 	return err

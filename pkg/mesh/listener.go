@@ -86,8 +86,9 @@ type TCPProxy struct {
 // HTTPConnectionManager is envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.
 type HTTPConnectionManager struct {
 	StatPrefix string
-	// RouteConfigName is set where routes come by RDS; Routes is what is in force either way (never nil in a
-	// published snapshot).
+	// RouteConfigName is set where routes come by RDS; Routes is what was in force when the snapshot that this
+	// value is from was published (never nil in a published snapshot). A connection outlives snapshots: for a
+	// new request on an old connection ask the current one, Snapshot.Routes.
 	RouteConfigName string
 	Routes          *RouteConfig
 
@@ -128,6 +129,9 @@ type HTTPConnectionManager struct {
 	SuppressEnvoyHeaders  bool
 	RespectExpectedRqTime bool
 	UpstreamLog           []*AccessLog
+
+	// place is listener and chain, by which later versions of the same connection manager are found.
+	place string
 }
 
 // ServerHeaderMode is server_header_transformation.

@@ -30,7 +30,8 @@ type RouteConfig struct {
 	IgnorePort                      bool // ignore_port_in_host_matching
 	MaxDirectResponseBody           uint32
 
-	hosts hostIndex
+	hosts    hostIndex
+	clusters []string // that routes name, sorted
 }
 
 // VirtualHost is a compiled envoy.config.route.v3.VirtualHost.

@@ -211,6 +211,7 @@ func (rc *RouteConfig) Init() error {
 		return err
 	}
 	rc.hosts = index
+	rc.clusters = rc.collectClusters()
 	for _, host := range rc.Hosts {
 		for i, route := range host.Routes {
 			route.Index, route.Host, route.Config = i, host, rc

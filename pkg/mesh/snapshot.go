@@ -29,6 +29,7 @@ type Snapshot struct {
 	Clusters map[string]*Cluster
 
 	claims claimIndex
+	routes map[string]*RouteConfig // by HTTPConnectionManager.place
 }
 
 // Warning is something that was accepted without being acted upon: a field that this data plane does not
@@ -74,5 +75,35 @@ type OffloadEndpoint struct {
 // NewSnapshot joins listeners and clusters and indexes what the listeners claim. It keeps both arguments.
 func NewSnapshot(generation uint64, listeners []*Listener, clusters map[string]*Cluster) *Snapshot {
 	slices.SortFunc(listeners, func(a, b *Listener) int { return strings.Compare(a.Name, b.Name) })
-	return &Snapshot{Generation: generation, Listeners: listeners, Clusters: clusters, claims: buildClaims(listeners, clusters)}
+	s := &Snapshot{
+		Generation: generation, Listeners: listeners, Clusters: clusters,
+		claims: buildClaims(listeners, clusters), routes: map[string]*RouteConfig{},
+	}
+	for _, l := range listeners {
+		for _, h := range l.managers() {
+			if h.place != "" {
+				s.routes[h.place] = h.Routes
+			}
+		}
+	}
+	return s
+}
+
+// Routes returns the routes that are in force now for a connection manager that may be from an older snapshot,
+// so that connections kept alive follow a change at their next request. Where the connection manager itself is
+// gone it returns the routes that it had.
+func (s *Snapshot) Routes(h *HTTPConnectionManager) *RouteConfig {
+	if rc := s.routes[h.place]; rc != nil {
+		return rc
+	}
+	return h.Routes
+}
+
+// Listener returns the listener of that name, nil if there is none.
+func (s *Snapshot) Listener(name string) *Listener {
+	i, found := slices.BinarySearchFunc(s.Listeners, name, func(l *Listener, name string) int { return strings.Compare(l.Name, name) })
+	if !found {
+		return nil
+	}
+	return s.Listeners[i]
 }
