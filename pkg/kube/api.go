@@ -73,8 +73,8 @@ func NewAPI(cfg Config, rc *rest.Config) (Source, error) {
 	all := metav1.NamespaceAll
 	s.watch(kindService, &corev1.Service{}, lister(core.Services(all), labels(notForeign)))
 	s.watch(kindEndpointSlice, &discoveryv1.EndpointSlice{}, lister(discovery.EndpointSlices(all), labels(notForeign)))
-	s.watch(kindPod, &corev1.Pod{}, lister(core.Pods(all), field("spec.nodeName", cfg.NodeName)))
-	s.watch(kindNode, &corev1.Node{}, lister(core.Nodes(), field("metadata.name", cfg.NodeName)))
+	s.watch(kindPod, &corev1.Pod{}, lister(core.Pods(all), fieldIs("spec.nodeName", cfg.NodeName)))
+	s.watch(kindNode, &corev1.Node{}, lister(core.Nodes(), fieldIs("metadata.name", cfg.NodeName)))
 	s.watch(kindNamespace, &metav1.PartialObjectMetadata{}, lister(meta.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")), nil))
 	return s, nil
 }
@@ -238,12 +238,12 @@ func hold(m *metav1.ObjectMeta, value any) *held {
 	}
 }
 
-// labels and field limit what the server sends.
+// labels and fieldIs limit what the server sends.
 func labels(selector string) func(*metav1.ListOptions) {
 	return func(o *metav1.ListOptions) { o.LabelSelector = selector }
 }
 
-func field(name, value string) func(*metav1.ListOptions) {
+func fieldIs(name, value string) func(*metav1.ListOptions) {
 	return func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(name, value).String() }
 }
 
