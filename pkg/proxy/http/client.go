@@ -40,12 +40,12 @@ type clientConn struct {
 	armed   bool
 	since   int64 // became unused
 
-	priority                    uint8
-	fresh                       bool // the stream asked for a connection of its own
-	reqDone, respDone           bool
-	keepAlive, tunnel, upgrade  bool
-	paused                      bool
-	born                        int64
+	priority                   uint8
+	fresh                      bool // the stream asked for a connection of its own
+	reqDone, respDone          bool
+	keepAlive, tunnel, upgrade bool
+	paused                     bool
+	born                       int64
 }
 
 // options of parsers for responses: Envoy's limits.

@@ -35,6 +35,8 @@ type Deps struct {
 	Mark uint32
 	// LocalAddr stands in x-forwarded-for for clients that came by loopback. Optional.
 	LocalAddr netip.Addr
+	// Observe is called on the loop with the record of every finished request. Optional.
+	Observe func(*telemetry.Record)
 }
 
 // Server serves the HTTP connections of one loop. It must be used only on the loop's thread.
@@ -65,6 +67,7 @@ func NewServer(deps Deps) *Server {
 	s.router = router.New(router.Deps{
 		Loop: deps.Loop, Upstreams: deps.Upstreams, Pools: s.pools, Snapshot: deps.Snapshot,
 		Shard: deps.Shard, Logs: deps.Logs, Logger: deps.Logger, LocalAddr: deps.LocalAddr,
+		Observe: deps.Observe,
 	})
 	return s
 }

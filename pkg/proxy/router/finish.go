@@ -63,6 +63,9 @@ func (r *Request) record() {
 	shard := r.rt.deps.Shard
 	shard.Stats.RequestsEnded++
 	shard.Request(r.handle, rec)
+	if observe := r.rt.deps.Observe; observe != nil {
+		observe(rec)
+	}
 	gen := r.snap.Generation
 	for _, al := range r.hcm.AccessLog {
 		if l := r.rt.logger(al, gen); l != nil {

@@ -53,6 +53,8 @@ type Deps struct {
 	Logger    *slog.Logger
 	// LocalAddr stands in x-forwarded-for where the client came by loopback, as in Envoy. Optional.
 	LocalAddr netip.Addr
+	// Observe is called on the loop with every finished record, which is valid during the call. Optional.
+	Observe func(*telemetry.Record)
 }
 
 // Router serves the requests of one loop.
