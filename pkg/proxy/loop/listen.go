@@ -53,6 +53,17 @@ func (l *Loop) Listen(fd int, accept func(fd int, peer netip.AddrPort)) (*Listen
 	return ln, nil
 }
 
+// Drain accepts what is waiting, which closing would reset, and closes the socket.
+func (ln *Listener) Drain() {
+	for n := ln.l.stats.accepted; !ln.closed && !ln.resting; n = ln.l.stats.accepted {
+		ln.l.acceptable(ln)
+		if ln.l.stats.accepted == n {
+			break
+		}
+	}
+	ln.Close()
+}
+
 // Close stops accepting and closes the socket.
 func (ln *Listener) Close() {
 	if ln.closed {

@@ -109,6 +109,6 @@ func (ses *session) finish() {
 	if st := ses.s.deps.Shard; st != nil && ses.up.opened {
 		st.TCPClosed(&ses.handle, r)
 	}
-	ses.s.log(ses.proxy.AccessLog, ses.snap, r, ses.random)
-	ses.s.log(ses.info.Listener.AccessLog, ses.snap, r, ses.random)
+	ses.s.log(ses.proxy.AccessLog, r, ses.random)
+	ses.s.log(ses.info.Listener.AccessLog, r, ses.random)
 }

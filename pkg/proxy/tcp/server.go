@@ -119,12 +119,15 @@ func (s *Server) reportBytes() {
 	}
 }
 
+// Log writes the record of a connection that was refused before it came to a session.
+func (s *Server) Log(list []*mesh.AccessLog, r *telemetry.Record) { s.log(list, r, s.rand.Uint64()) }
+
 // log writes the record to the access logs of a connection.
-func (s *Server) log(list []*mesh.AccessLog, snap *mesh.Snapshot, r *telemetry.Record, random uint64) {
+func (s *Server) log(list []*mesh.AccessLog, r *telemetry.Record, random uint64) {
 	if s.deps.Logs == nil || len(list) == 0 {
 		return
 	}
-	if snap.Generation != s.logGen {
+	if snap := s.deps.Snapshot(); snap != nil && snap.Generation != s.logGen {
 		clear(s.loggers)
 		s.logGen = snap.Generation
 	}

@@ -1,0 +1,256 @@
+// Package proxy is the data plane: it accepts the connections that the datapath redirects into it, finds out
+// where they wanted to go and what the configuration says about that, and gives each to the HTTP or the TCP
+// server of a loop.
+//
+// Follow one connection: a listening socket inside the pod's network namespace (pods.go), or one on the node
+// (ingress.go), belongs to a loop, which accepts; limits are checked and the least loaded loop takes it
+// (accept.go); there its original destination is looked up, a listener and a filter chain are chosen from the
+// loop's snapshot, and the chain's server takes over (worker.go).
+//
+// Configuration arrives as immutable snapshots. Each loop switches to a new one at one point between events:
+// connections, routes and clusters change together, and a connection that stays open learns its listener's new
+// routes at that moment too. What a change doesn't mention isn't touched.
+//
+// The package knows nothing of Kubernetes or of BPF maps: pods, listening sockets and the way to an original
+// destination are handed in.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
+	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
+	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
+	"github.com/sockmesh/sockmesh/pkg/telemetry"
+)
+
+const (
+	defaultMaxConnsPerPod = 20_000
+	defaultPodDrain       = 5 * time.Second
+	// spareFiles are left for everything that isn't a proxied connection: BPF maps, logs, the API server.
+	spareFiles = 512
+)
+
+// ErrClosed is returned once the engine has been closed.
+var ErrClosed = errors.New("the proxy engine is closed")
+
+// Origin is where a redirected connection wanted to go.
+type Origin struct {
+	Addr netip.AddrPort
+	// Accelerated: the datapath carries its bytes from socket to socket.
+	Accelerated bool
+}
+
+// HTTPServer serves the HTTP connections of one loop, only on that loop.
+type HTTPServer interface {
+	ServeConn(c *loop.Conn, in *stream.ConnInfo)
+	// Drain ends every connection as soon as HTTP allows; DrainListener those that the function names.
+	Drain()
+	DrainListener(which func(*stream.ConnInfo) bool)
+	// RemoveSource closes everything of a pod that is gone.
+	RemoveSource(key uint64)
+}
+
+// Config of an Engine.
+type Config struct {
+	// Concurrency is the number of loops; 0 means one for each core.
+	Concurrency int
+	// Mark is SO_MARK of upstream sockets, by which the datapath exempts them from listener claims.
+	Mark uint32
+	// OriginalDst looks up where an accepted connection wanted to go. Called on the loops, must not block.
+	OriginalDst func(fd int) (Origin, error)
+	// NewHTTP makes a loop's HTTP server; nil takes the project's own.
+	NewHTTP func(*Worker) HTTPServer
+
+	// MaxConns bounds the accepted connections of all pods; 0 takes what the descriptor limit allows (each
+	// may need an upstream socket as well). MaxConnsPerPod: 0 means 20,000.
+	MaxConns, MaxConnsPerPod int
+	// PodDrain is how long the connections of a removed pod may go on; 0 means 5 s, negative not at all.
+	PodDrain time.Duration
+	// LocalAddr stands in x-forwarded-for for clients that came by loopback. Optional.
+	LocalAddr netip.Addr
+
+	// Metrics and Logs may be nil.
+	Metrics *telemetry.Metrics
+	Logs    *telemetry.Logs
+	Logger  *slog.Logger
+}
+
+// Engine is the running proxy. All methods may be called from any goroutine.
+type Engine struct {
+	cfg      Config
+	log      *slog.Logger
+	workers  []*Worker
+	shared   *upstream.Shared
+	node     *stream.Source
+	snapshot atomic.Pointer[mesh.Snapshot]
+	started  sync.WaitGroup
+
+	active   atomic.Int64
+	nextID   atomic.Uint64
+	accepted atomic.Uint64
+	refused  [refusals]atomic.Uint64
+
+	mu       sync.Mutex
+	pods     map[uint64]*podState        // guarded by mu
+	ingress  map[netip.AddrPort]*ingress // guarded by mu
+	removing map[*podState]struct{}      // guarded by mu
+	nextLoop int                         // guarded by mu: which loop gets the next listening socket
+	retry    *time.Timer                 // guarded by mu: of addresses that could not be bound
+	draining bool                        // guarded by mu
+	closed   bool                        // guarded by mu
+}
+
+// New makes an engine. Its loops run after Start.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Concurrency <= 0 {
+		cfg.Concurrency = runtime.NumCPU()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.MaxConnsPerPod <= 0 {
+		cfg.MaxConnsPerPod = defaultMaxConnsPerPod
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = connsByFiles()
+	}
+	if cfg.PodDrain == 0 {
+		cfg.PodDrain = defaultPodDrain
+	}
+	if cfg.OriginalDst == nil {
+		cfg.OriginalDst = func(int) (Origin, error) { return Origin{}, errors.New("no datapath") }
+	}
+	if cfg.NewHTTP == nil {
+		cfg.NewHTTP = newHTTP
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger, shared: upstream.NewShared(),
+		node: &stream.Source{},
+		pods: map[uint64]*podState{}, ingress: map[netip.AddrPort]*ingress{}, removing: map[*podState]struct{}{},
+	}
+	for i := range cfg.Concurrency {
+		w, err := newWorker(e, i)
+		if err != nil {
+			for _, w := range e.workers { // running a stopped loop closes what New opened
+				w.loop.Stop()
+				go func() { _ = w.loop.Run() }()
+				w.loop.Wait()
+			}
+			return nil, err
+		}
+		e.workers = append(e.workers, w)
+	}
+	return e, nil
+}
+
+// connsByFiles is how many connections the descriptor limit has room for, two descriptors each.
+func connsByFiles() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 10_000
+	}
+	return int(max((int64(min(lim.Cur, 4<<20))-spareFiles)/2, 64))
+}
+
+// Start runs the loops. Call it once.
+func (e *Engine) Start() {
+	for _, w := range e.workers {
+		e.started.Add(1)
+		go func() {
+			defer e.started.Done()
+			if err := w.loop.Run(); err != nil {
+				e.log.Error("a proxy loop ended", "error", err)
+			}
+		}()
+	}
+}
+
+// SetSnapshot puts a configuration in force: on every loop at its next turn, and for listening sockets on the
+// node, of which only those that changed are opened or closed.
+func (e *Engine) SetSnapshot(s *mesh.Snapshot) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	e.snapshot.Store(s)
+	for _, w := range e.workers {
+		w.loop.Post(func() { w.update(s) })
+	}
+	if !e.draining {
+		e.bind(s)
+	}
+}
+
+// Snapshot is the configuration that was set last.
+func (e *Engine) Snapshot() *mesh.Snapshot { return e.snapshot.Load() }
+
+// Drain stops accepting and waits until every connection has ended, telling HTTP clients to leave, or until
+// ctx is done, whose error it returns then.
+func (e *Engine) Drain(ctx context.Context) error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return ErrClosed
+	}
+	e.draining = true
+	e.unbind()
+	for _, p := range e.pods {
+		e.closeListeners(p)
+	}
+	e.mu.Unlock()
+	for _, w := range e.workers {
+		w.loop.Post(w.http.Drain)
+	}
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for e.active.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d connections are still open: %w", e.active.Load(), ctx.Err())
+		case <-poll.C:
+		}
+	}
+	return nil
+}
+
+// Close ends everything at once and returns when the loops have ended and every socket is closed.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return
+	}
+	e.closed = true
+	if e.retry != nil {
+		e.retry.Stop()
+	}
+	e.mu.Unlock()
+	for _, w := range e.workers {
+		w.loop.Stop()
+	}
+	e.started.Wait()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.pods {
+		p.close()
+	}
+	for p := range e.removing {
+		p.close()
+	}
+	for _, w := range e.workers {
+		w.close()
+	}
+}

@@ -1,0 +1,11 @@
+package proxy
+
+import "github.com/sockmesh/sockmesh/pkg/proxy/http"
+
+// newHTTP makes the project's own HTTP server for a loop.
+func newHTTP(w *Worker) HTTPServer {
+	return http.NewServer(http.Deps{
+		Loop: w.loop, Upstreams: w.upstreams, Snapshot: w.Snapshot, Shard: w.shard, Logs: w.e.cfg.Logs,
+		Logger: w.log, Mark: w.e.cfg.Mark, LocalAddr: w.e.cfg.LocalAddr,
+	})
+}
