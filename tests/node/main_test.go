@@ -45,3 +45,10 @@ func run(m *testing.M) int {
 	binaries = dir
 	return m.Run()
 }
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
