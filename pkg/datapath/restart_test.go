@@ -1,0 +1,5 @@
+package datapath
+
+const victimEnv = "SM_DATAPATH_VICTIM"
+
+func runVictim() {}
