@@ -10,10 +10,10 @@ import (
 type Stats struct {
 	// Connections that pods or clients made to the proxy.
 	ConnectionsAccepted, ConnectionsClosed uint64
-	// Connections that were refused: no original destination, no listener, no chain.
-	ConnectionsNoOriginalDst, ConnectionsNoListener, ConnectionsNoChain uint64
+	// Connections closed because there is no original destination, no listener, no chain.
+	NoOriginalDst, NoListener, NoChain uint64
 	// Connections over the limits of a pod or of the proxy.
-	ConnectionsOverLimit uint64
+	OverLimit uint64
 	// Requests whose head was complete, and those that ended.
 	RequestsStarted, RequestsEnded uint64
 	// Requests that were refused as malformed.
@@ -33,10 +33,10 @@ var statDefs = []struct {
 }{
 	{stat("downstream_connections_total", "Connections accepted from pods and clients."), func(s *Stats) *uint64 { return &s.ConnectionsAccepted }},
 	{stat("downstream_connections_closed_total", "Of these, connections that ended."), func(s *Stats) *uint64 { return &s.ConnectionsClosed }},
-	{stat("downstream_connections_no_original_dst_total", "Connections closed because nobody knows where they were to go."), func(s *Stats) *uint64 { return &s.ConnectionsNoOriginalDst }},
-	{stat("downstream_connections_no_listener_total", "Connections closed because their listener is gone."), func(s *Stats) *uint64 { return &s.ConnectionsNoListener }},
-	{stat("downstream_connections_no_filter_chain_total", "Connections closed because no filter chain matches."), func(s *Stats) *uint64 { return &s.ConnectionsNoChain }},
-	{stat("downstream_connections_over_limit_total", "Connections closed because of a limit."), func(s *Stats) *uint64 { return &s.ConnectionsOverLimit }},
+	{stat("downstream_connections_no_original_dst_total", "Connections closed because nobody knows where they were to go."), func(s *Stats) *uint64 { return &s.NoOriginalDst }},
+	{stat("downstream_connections_no_listener_total", "Connections closed because their listener is gone."), func(s *Stats) *uint64 { return &s.NoListener }},
+	{stat("downstream_connections_no_filter_chain_total", "Connections closed because no filter chain matches."), func(s *Stats) *uint64 { return &s.NoChain }},
+	{stat("downstream_connections_over_limit_total", "Connections closed because of a limit."), func(s *Stats) *uint64 { return &s.OverLimit }},
 	{stat("requests_started_total", "HTTP requests begun."), func(s *Stats) *uint64 { return &s.RequestsStarted }},
 	{stat("requests_ended_total", "HTTP requests ended, in any way."), func(s *Stats) *uint64 { return &s.RequestsEnded }},
 	{stat("downstream_protocol_errors_total", "HTTP requests refused as malformed."), func(s *Stats) *uint64 { return &s.ProtocolErrors }},

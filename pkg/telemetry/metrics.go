@@ -47,8 +47,11 @@ type total struct {
 	moved time.Time
 }
 
-// NewMetrics returns an empty collector.
-func NewMetrics(cfg MetricsConfig) *Metrics {
+// NewMetrics returns an empty collector with the default bounds.
+func NewMetrics() *Metrics { return NewMetricsWith(MetricsConfig{}) }
+
+// NewMetricsWith returns an empty collector.
+func NewMetricsWith(cfg MetricsConfig) *Metrics {
 	if cfg.MaxSeries <= 0 {
 		cfg.MaxSeries = 10_000
 	}
