@@ -74,7 +74,8 @@ func gather(eps []*Slice, v4 bool, port Port, excluded map[Excluded]bool) []cand
 		}
 	}
 	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(b.rank(), a.rank()), cmp.Compare(a.slice.Name, b.slice.Name))
+		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(b.rank(), a.rank()), cmp.Compare(a.slice.Name, b.slice.Name),
+			cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Pod, b.Pod))
 	})
 	return slices.CompactFunc(all, func(a, b candidate) bool { return a.addr == b.addr })
 }
