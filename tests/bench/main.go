@@ -81,13 +81,20 @@ func run(ctx context.Context, o options) (err error) {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				fmt.Fprintf(os.Stderr, "\r%-78s", fmt.Sprintf("%s, round %d of %d: %s by %s", s.name, round+1, o.rounds, c.proxy, c.path))
+				progress("%s, round %d of %d: %s by %s", s.name, round+1, o.rounds, c.proxy, c.path)
 				sample, err := w.measure(ctx, s, c)
 				report.add(s, c, sample, err)
 			}
 		}
 	}
-	fmt.Fprintf(os.Stderr, "\r%-78s\r", "")
+	progress("")
 	report.print(os.Stdout)
 	return report.write(o.out)
+}
+
+// progress overwrites one line of a terminal; a log has no use for it.
+func progress(format string, args ...any) {
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		fmt.Fprintf(os.Stderr, "\r%-78s\r", fmt.Sprintf(format, args...))
+	}
 }
