@@ -81,7 +81,7 @@ type Config struct {
 	// LocalAddr stands in x-forwarded-for for clients that came by loopback. Optional.
 	LocalAddr netip.Addr
 
-	// Metrics and Logs may be nil.
+	// Metrics and Logs may be nil: nothing is shown, nothing is logged.
 	Metrics *telemetry.Metrics
 	Logs    *telemetry.Logs
 	Logger  *slog.Logger
@@ -131,6 +131,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	if cfg.OriginalDst == nil {
 		cfg.OriginalDst = func(int) (Origin, error) { return Origin{}, errors.New("no datapath") }
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = telemetry.NewMetrics()
 	}
 	if cfg.NewHTTP == nil {
 		cfg.NewHTTP = newHTTP

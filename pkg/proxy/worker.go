@@ -45,11 +45,12 @@ func newWorker(e *Engine, index int) (*Worker, error) {
 	w := &Worker{e: e, loop: l, log: e.log.With("loop", index)}
 	w.conns.next, w.conns.prev = &w.conns, &w.conns
 	w.upstreams = upstream.NewManager(l, upstream.Config{Shared: e.shared, Snapshot: w.Snapshot, Logger: w.log})
-	if e.cfg.Metrics != nil {
-		w.shard = e.cfg.Metrics.NewShard(func(fn func()) { l.Post(fn) })
-	} else {
-		w.shard = &telemetry.Shard{}
-	}
+	w.shard = e.cfg.Metrics.NewShard(func(fn func()) {
+		if !l.Post(fn) { // nobody else touches the shard once the loop has ended
+			l.Wait()
+			fn()
+		}
+	})
 	w.tcp = tcp.NewServer(tcp.Deps{
 		Loop: l, Upstreams: w.upstreams, Snapshot: w.Snapshot, Shard: w.shard, Logs: e.cfg.Logs, Mark: e.cfg.Mark, Logger: w.log,
 	})

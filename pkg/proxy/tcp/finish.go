@@ -111,4 +111,7 @@ func (ses *session) finish() {
 	}
 	ses.s.log(ses.proxy.AccessLog, r, ses.random)
 	ses.s.log(ses.info.Listener.AccessLog, r, ses.random)
+	if ses.s.onEnd != nil {
+		ses.s.onEnd(r)
+	}
 }

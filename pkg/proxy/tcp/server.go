@@ -53,6 +53,7 @@ type Server struct {
 
 	loggers map[*mesh.AccessLog]*telemetry.Logger
 	logGen  uint64
+	onEnd   func(*telemetry.Record) // for tests
 
 	// Totals since the start.
 	total, connectFailures, idleTimeouts uint64
