@@ -143,9 +143,19 @@ type Connections struct {
 // Proxy is the engine.
 type Proxy struct {
 	Loops       int    `json:"loops"`
-	Connections int    `json:"connections"`
-	Requests    uint64 `json:"requests"`
+	Connections int    `json:"connections"` // open now
+	Accepted    uint64 `json:"accepted"`
+	Refused     uint64 `json:"refused"`    // closed unserved
 	Generation  uint64 `json:"generation"` // of the configuration snapshot
+	// Listeners are the sockets in the node's own network namespace.
+	Listeners []NodeListener `json:"listeners,omitempty"`
+}
+
+// NodeListener is a listening socket of the node.
+type NodeListener struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Error   string `json:"error,omitempty"` // why it isn't bound
 }
 
 // Canary is the last connection through the real hooks.
@@ -274,6 +284,7 @@ type Socket struct {
 	Netns  uint64 `json:"netns"`         // cookie of its network namespace
 	Pod    string `json:"pod,omitempty"` // whose namespace that is
 	Role   string `json:"role"`
+	TCP    string `json:"tcp,omitempty"` // TCP state
 	Local  string `json:"local"`
 	Remote string `json:"remote"`
 	Origin string `json:"origin,omitempty"` // where the client wanted to go

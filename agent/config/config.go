@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -53,6 +54,9 @@ type Config struct {
 	// Kubeconfig and Manifests are exclusive; with neither the agent uses its service account, if it has one.
 	Kubeconfig string
 	Manifests  string
+	// APIServer replaces the address that the kubeconfig or the environment gives: an agent that is the kube-proxy of
+	// its node can't reach the API server through a ClusterIP that it must translate first.
+	APIServer string
 
 	Bootstrap string
 	XDS       string
@@ -65,7 +69,7 @@ type Config struct {
 	Services           bool
 	Concurrency        int
 
-	// CgroupRoot is empty until agent/host found the cgroup2 mount.
+	// CgroupRoot is empty where the cgroup2 mount is to be found.
 	CgroupRoot string
 	BPFFS      string
 	NetnsDir   string
@@ -147,6 +151,14 @@ func (c *Config) Validate(inCluster bool) error {
 	if c.Metrics != Off {
 		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
 			bad("--metrics: %q: expected host:port, or off: %w", c.Metrics, err)
+		}
+	}
+	if c.APIServer != "" {
+		if u, err := url.Parse(c.APIServer); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+			bad("--api-server: %q: expected a URL like https://10.0.0.1:6443", c.APIServer)
+		}
+		if c.Manifests != "" {
+			bad("--api-server and --manifests are both set: Kubernetes objects come from one place, remove one of them")
 		}
 	}
 	if c.XDS != "" {

@@ -47,6 +47,8 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.StringVar(&f.File, "config", "", "read settings from this YAML `file`; its keys are the names of the flags below")
 		g.StringVar(&c.NodeName, "node-name", "", "`name` of the Node object that this is (default $NODE_NAME, else the host name)")
 		g.StringVar(&c.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the Kubernetes API (default: the pod's service account)")
+		g.StringVar(&c.APIServer, "api-server", "", "`URL` of the API server, instead of the one in the kubeconfig or the pod's environment: needed where "+
+			"that is a ClusterIP and no kube-proxy runs")
 		g.StringVar(&c.Manifests, "manifests", "", "take Kubernetes objects from the YAML files of this `directory`, watched, instead of from an API server")
 		g.StringVar(&c.Bootstrap, "bootstrap", "", "Envoy v3 bootstrap `file`, YAML or JSON: node, static_resources, dynamic_resources")
 		g.StringVar(&c.XDS, "xds", "", "`address` of an xDS server, host:port or unix:///path: delta ADS over plaintext gRPC")

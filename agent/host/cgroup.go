@@ -1,3 +1,6 @@
+// Package host prepares the machine for the agent: moves the agent below --cgroup-root, makes its directories, and says
+// in one message which privileges are missing, before anything was changed. The BPF file system and the cgroup2
+// mount are pkg/datapath's.
 package host
 
 import (
@@ -14,19 +17,6 @@ import (
 
 // OwnCgroup is the cgroup that the agent makes below --cgroup-root for itself where it is outside.
 const OwnCgroup = "sockmesh-agent"
-
-// CheckCgroupRoot says whether dir is a cgroup v2 directory.
-func CheckCgroupRoot(dir string) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("--cgroup-root %s: %w", dir, err)
-	}
-	if st.Type != unix.CGROUP2_SUPER_MAGIC {
-		return fmt.Errorf("--cgroup-root %s is not on a cgroup2 file system: BPF programs attach to cgroup v2 only; "+
-			"see `grep cgroup2 /proc/mounts`", dir)
-	}
-	return nil
-}
 
 // JoinCgroup moves this process into root/sockmesh-agent unless it is in root or below already, and says
 // whether it did. The hooks see a socket by the cgroup of the process that made it: outside the root, the

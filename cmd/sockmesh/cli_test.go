@@ -36,7 +36,7 @@ func node() *admintest.Source {
 				Rejected: []api.RejectedItem{{Type: "listener", Name: "bad", Error: "filter_chains[0]: no filters"}},
 				Ignored:  []api.IgnoredItem{{Type: "cluster", Name: "v1", Field: "outlier_detection"}}, Restored: true},
 			Pods: api.PodCounts{Local: 4, Enrolled: 2}, Connections: api.Connections{Proxied: 10, Offloaded: 5, Service: 7, Passed: 3, Refused: 1, FailedOpen: 2},
-			Proxy: api.Proxy{Loops: 2, Connections: 3, Requests: 1234, Generation: 9}, Canary: api.Canary{Error: "connection refused"},
+			Proxy: api.Proxy{Loops: 2, Connections: 3, Accepted: 1234, Refused: 1, Generation: 9, Listeners: []api.NodeListener{{Name: "edge", Address: "0.0.0.0:80", Error: "address already in use"}}}, Canary: api.Canary{Error: "connection refused"},
 		},
 		PodList: []api.Pod{
 			{Namespace: "shop", Name: "client", IPs: []string{"10.0.0.1", "fd00::1"}, Enrolled: true, State: "ready", Netns: "cni-1", Rule: "namespace label sockmesh.io/enroll=true"},

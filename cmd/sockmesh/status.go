@@ -26,7 +26,9 @@ func newStatusCommand(o *options) *cobra.Command {
 // writeStatus prints one line per subject, and below it what needs attention.
 func writeStatus(w io.Writer, s api.Status) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	line := func(subject, format string, args ...any) { fmt.Fprintf(t, "%s:\t%s\n", subject, fmt.Sprintf(format, args...)) }
+	line := func(subject, format string, args ...any) {
+		fmt.Fprintf(t, "%s:\t%s\n", subject, fmt.Sprintf(format, args...))
+	}
 	more := func(format string, args ...any) { fmt.Fprintf(t, "\t%s\n", fmt.Sprintf(format, args...)) }
 
 	line("Node", "%s", s.Node)
@@ -67,8 +69,13 @@ func writeStatus(w io.Writer, s api.Status) error {
 	if s.Connections.FailedOpen > 0 {
 		more("- %d claimed connections met no proxy and went on without it", s.Connections.FailedOpen)
 	}
-	line("Proxy", "%d loops, %d open connections, %d requests, configuration %d",
-		s.Proxy.Loops, s.Proxy.Connections, s.Proxy.Requests, s.Proxy.Generation)
+	line("Proxy", "%d loops, %d open connections, %d accepted, %d turned away, configuration %d",
+		s.Proxy.Loops, s.Proxy.Connections, s.Proxy.Accepted, s.Proxy.Refused, s.Proxy.Generation)
+	for _, l := range s.Proxy.Listeners {
+		if l.Error != "" {
+			more("- listener %s is not bound to %s: %s", l.Name, l.Address, l.Error)
+		}
+	}
 	line("Pods", "%d on this node, %d enrolled", s.Pods.Local, s.Pods.Enrolled)
 	writeKubernetes(line, more, s.Kubernetes)
 	writeXDS(line, more, s.XDS)

@@ -1,0 +1,38 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// EnsureStateDir makes the state directory, readable by the agent alone: a control plane's configuration may
+// hold secrets.
+func EnsureStateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	probe, err := os.CreateTemp(dir, ".probe-*")
+	if err != nil {
+		return fmt.Errorf("--state-dir %s can't be written: %w", dir, err)
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+// EnsureNetnsDir makes the directory in which pods' network namespaces will be named, if the runtime has not
+// made it yet: it makes it with its first pod, and the agent must not miss that one.
+func EnsureNetnsDir(dir string) error {
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("--netns-dir: %w", err)
+		}
+	case err != nil:
+		return fmt.Errorf("--netns-dir: %w", err)
+	case !st.IsDir():
+		return fmt.Errorf("--netns-dir %s is not a directory", dir)
+	}
+	return nil
+}

@@ -1,0 +1,181 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/sockmesh/sockmesh/agent/api"
+	"github.com/sockmesh/sockmesh/agent/version"
+	"github.com/sockmesh/sockmesh/pkg/datapath"
+)
+
+// mapsAge is how old the maps' fill may be in a scrape: counting a map's entries walks it.
+const mapsAge = time.Minute
+
+// registry gathers everybody's metrics.
+func (a *Agent) registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		a.metrics, &agentCollector{a: a},
+	)
+	return r
+}
+
+// agentCollector turns the agent's state into metrics at each scrape.
+type agentCollector struct {
+	a *Agent
+
+	mu     sync.Mutex
+	status datapath.Status // guarded by mu: of asked
+	asked  time.Time       // guarded by mu
+}
+
+// datapathStatus is at most mapsAge old.
+func (c *agentCollector) datapathStatus() datapath.Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.asked) > mapsAge {
+		c.status, c.asked = c.a.datapath.Status(), time.Now()
+	}
+	return c.status
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("sockmesh_"+name, help, labels, nil)
+}
+
+// Metrics of the agent. Units are in the names, counters end in _total.
+var (
+	descBuild       = desc("build_info", "Version of the agent.", "version", "revision", "goversion")
+	descReady       = desc("agent_ready", "1 if a canary connection went through and every source is known.")
+	descCanary      = desc("canary_connections_total", "Canary connections through the real hooks.", "result")
+	descConnections = desc("connections_total", "Connections of pods by what became of them at connect.", "outcome")
+	descRefused     = desc("proxy_refused_connections_total", "Connections that the proxy closed unserved.", "reason")
+	descActive      = desc("proxy_connections", "Connections that the proxy serves now.")
+	descAccelerated = desc("acceleration_active", "1 if sockets are redirected.")
+	descBytes       = desc("acceleration_bytes_total", "Bytes sent on sockets that the datapath watches, by the way that they took.", "path")
+	descSkipped     = desc("acceleration_skipped_sockets_total", "Sockets that were not redirected.", "reason")
+	descPods        = desc("pods", "Pods of this node.", "state")
+	descKube        = desc("kubernetes_objects", "Kubernetes objects that are known.", "kind")
+	descKubeSynced  = desc("kubernetes_synced", "1 once every kind has been listed in full.")
+	descGeneration  = desc("config_generation", "Configuration snapshots published since start.")
+	descXDSUp       = desc("xds_connected", "1 while the control plane is connected.", "server")
+	descXDSRes      = desc("xds_resources", "xDS resources in force.", "type")
+	descXDSRejected = desc("xds_rejected_resources", "xDS resources whose last version was refused.")
+	descXDSIgnored  = desc("xds_ignored_fields", "xDS fields that are accepted but not acted upon.")
+	descWrites      = desc("datapath_map_writes_total", "Entries written to BPF maps.")
+	descDeletes     = desc("datapath_map_deletes_total", "Entries deleted from BPF maps.")
+	descDrift       = desc("datapath_drift_repaired_total", "Entries that somebody else had changed.")
+	descMapEntries  = desc("datapath_map_entries", "Entries of a BPF map.", "map")
+	descMapMax      = desc("datapath_map_max_entries", "Entries that a BPF map has room for.", "map")
+	descErrors      = desc("datapath_entry_errors", "Entries that could not be written.")
+)
+
+// Describe implements prometheus.Collector: unchecked, as some labels come and go.
+func (c *agentCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
+	a := c.a
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	v := version.Get()
+	gauge(descBuild, 1, v.Version, v.Revision, v.Go)
+	gauge(descReady, one(len(a.notReady()) == 0))
+	canary := a.canaryLoop.status()
+	count(descCanary, canary.Successes, "ok")
+	count(descCanary, canary.Failures, "failed")
+
+	if k, err := a.datapath.Counters(); err == nil {
+		for outcome, n := range map[string]uint64{
+			"proxied": k.Proxied, "offloaded": k.Offloaded, "service": k.Service, "passed": k.Passed, "refused": k.Refused,
+			"failed_open": k.FailOpen, "failed_closed": k.FailClosed,
+		} {
+			count(descConnections, n, outcome)
+		}
+		count(descBytes, k.RedirectedBytes, "redirected")
+		count(descBytes, k.PassedBytes, "passed")
+		count(descSkipped, k.SkippedBlocking, "blocking")
+		count(descSkipped, k.SkippedMptcp, "mptcp")
+	} else {
+		ch <- prometheus.NewInvalidMetric(descConnections, err)
+	}
+	d := c.datapathStatus()
+	gauge(descAccelerated, one(d.Acceleration.Active))
+	for _, m := range d.Datapath.Maps {
+		gauge(descMapEntries, float64(m.Entries), m.Name)
+		gauge(descMapMax, float64(m.MaxEntries), m.Name)
+	}
+	r := a.datapath.Reconciler().Status()
+	count(descWrites, r.Writes)
+	count(descDeletes, r.Deletes)
+	count(descDrift, r.DriftRepaired)
+	gauge(descErrors, float64(len(r.Errors)))
+
+	e := a.engine.Stats()
+	gauge(descActive, float64(e.Active))
+	for reason, n := range map[string]uint64{
+		"no_original_dst": e.Refused.NoOriginalDst, "no_listener": e.Refused.NoListener, "no_filter_chain": e.Refused.NoChain,
+		"global_limit": e.Refused.GlobalLimit, "pod_limit": e.Refused.PodLimit, "shutting_down": e.Refused.ShuttingDown,
+	} {
+		count(descRefused, n, reason)
+	}
+	states := map[string]int{podReady: 0, podWaiting: 0, podSkipped: 0}
+	for _, p := range a.Pods() {
+		states[p.State]++
+	}
+	for state, n := range states {
+		gauge(descPods, float64(n), state)
+	}
+	k := a.kubernetesStatus()
+	gauge(descKubeSynced, one(k.Synced))
+	for kind, n := range map[string]int{"service": k.Services, "endpoint": k.Endpoints, "pod": k.Pods} {
+		gauge(descKube, float64(n), kind)
+	}
+	if s := a.publisher.current.Load(); s != nil {
+		gauge(descGeneration, float64(s.Generation))
+	}
+	c.collectXDS(gauge)
+}
+
+func (c *agentCollector) collectXDS(gauge func(*prometheus.Desc, float64, ...string)) {
+	x := c.a.xdsStatus()
+	for _, s := range x.Servers {
+		gauge(descXDSUp, one(s.Connected), s.Name)
+	}
+	for kind, n := range map[string]int{
+		"listener": x.Resources.Listener, "route": x.Resources.Route, "cluster": x.Resources.Cluster,
+		"endpoint": x.Resources.Endpoint, "secret": x.Resources.Secret,
+	} {
+		gauge(descXDSRes, float64(n), kind)
+	}
+	gauge(descXDSRejected, float64(len(x.Rejected)))
+	gauge(descXDSIgnored, float64(len(x.Ignored)))
+}
+
+func one(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (a *Agent) proxyStatus() api.Proxy {
+	e := a.engine.Stats()
+	p := api.Proxy{Loops: len(e.Loops), Connections: int(e.Active), Accepted: e.Accepted, Refused: e.Refused.Sum()}
+	for _, l := range e.Listeners {
+		p.Listeners = append(p.Listeners, api.NodeListener{Name: l.Name, Address: l.Address.String(), Error: l.Error})
+	}
+	if s := a.publisher.current.Load(); s != nil {
+		p.Generation = s.Generation
+	}
+	return p
+}
