@@ -19,7 +19,9 @@ func enrol(d *Datapath, pods ...*ns) {
 	d.Reconciler().SetPods(list)
 }
 
-func claim(addr netip.AddrPort) mesh.Claim { return mesh.Claim{Addr: addr, Listener: "l-" + addr.String()} }
+func claim(addr netip.AddrPort) mesh.Claim {
+	return mesh.Claim{Addr: addr, Listener: "l-" + addr.String()}
+}
 
 func TestClaimedConnectionReachesTheProxyWithItsOrigin(t *testing.T) {
 	w := newWorld(t)

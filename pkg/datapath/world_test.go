@@ -177,6 +177,16 @@ func (w *world) pod() *ns {
 		must(w.t, netlink.LinkSetMaster(l, w.bridge))
 		must(w.t, netlink.LinkSetUp(l))
 	})
+	// The kernel activates a device's queue up to a second after it got its carrier; what is sent before is dropped.
+	up := func(n *ns, name string) {
+		n.do(func() {
+			eventually(w.t, name+" is up", func() bool {
+				l, err := netlink.LinkByName(name)
+				return err == nil && l.Attrs().OperState == netlink.OperUp
+			})
+		})
+	}
+	defer func() { up(p, "eth0"); up(w.node, fmt.Sprintf("veth%d", i)); up(w.node, "br0") }()
 	p.do(func() {
 		eth0, err := netlink.LinkByName("eth0")
 		must(w.t, err)
