@@ -101,7 +101,7 @@ func (b *Builder) DeleteCluster(name string, now time.Time) {
 	}
 }
 
-// SetRoutes adds or replaces a route configuration.
+// SetRoutes adds or replaces a route configuration. It is forgotten when no listener asks for it at a Build.
 func (b *Builder) SetRoutes(rc *RouteConfig) {
 	state := b.routes[rc.Name]
 	if state == nil {
@@ -112,23 +112,11 @@ func (b *Builder) SetRoutes(rc *RouteConfig) {
 	delete(b.noRoutes, rc.Name)
 }
 
-// DeleteRoutes forgets a route configuration that no listener asks for any more, or that the control plane says
-// does not exist.
-func (b *Builder) DeleteRoutes(name string) {
-	delete(b.routes, name)
-	delete(b.noRoutes, name)
-}
-
-// SetEndpoints adds or replaces the endpoints of an EDS name.
+// SetEndpoints adds or replaces the endpoints of an EDS name. They are forgotten when no cluster asks for them
+// at a Build.
 func (b *Builder) SetEndpoints(e *Endpoints) {
 	b.endpoints[e.Name] = e
 	delete(b.noEndpoints, e.Name)
-}
-
-// DeleteEndpoints forgets endpoints that no cluster asks for any more.
-func (b *Builder) DeleteEndpoints(name string) {
-	delete(b.endpoints, name)
-	delete(b.noEndpoints, name)
 }
 
 // EndpointsTimedOut says that the control plane did not answer for an EDS name: the cluster is warm and empty.
@@ -266,6 +254,7 @@ func (b *Builder) Build(now time.Time) (s *Snapshot, changed bool, next time.Tim
 		b.warmListener(state, now, &next)
 	}
 	b.removeClusters(now, &next)
+	b.prune()
 
 	listeners := make([]*Listener, 0, len(b.listeners))
 	for _, state := range b.listeners {
@@ -285,6 +274,15 @@ func (b *Builder) Build(now time.Time) (s *Snapshot, changed bool, next time.Tim
 	}
 	b.last = s
 	return s, true, next
+}
+
+// prune forgets endpoints and routes that nothing asks for any more.
+func (b *Builder) prune() {
+	endpoints, routes := b.WantedEndpoints(), b.WantedRoutes()
+	maps.DeleteFunc(b.endpoints, func(name string, _ *Endpoints) bool { return !endpoints[name] })
+	maps.DeleteFunc(b.noEndpoints, func(name string, _ bool) bool { return !endpoints[name] })
+	maps.DeleteFunc(b.routes, func(name string, _ *routeState) bool { return !routes[name] })
+	maps.DeleteFunc(b.noRoutes, func(name string, _ bool) bool { return !routes[name] })
 }
 
 func (b *Builder) warmCluster(state *clusterState) {
