@@ -13,7 +13,7 @@ packages_of() {
     build) echo clang-19 llvm-19 libbpf-dev bpftool ;;
     demo)  echo curl nginx-light redis-server redis-tools mariadb-server mariadb-client iptables nftables iproute2 ;;
     test)  packages_of build; packages_of demo; echo etcd-server openssl procps ;;
-    bench) echo curl nginx-light haproxy wrk nghttp2-client iptables iproute2; command -v pip3 >/dev/null || echo python3-pip ;;
+    bench) echo curl nginx-light libnginx-mod-stream haproxy wrk nghttp2-client iptables iproute2; command -v pip3 >/dev/null || echo python3-pip ;;
     e2e)   echo openssl iproute2 util-linux etcd-server curl jq ;;
     *) echo "deps.sh: no group '$1'; there are: build demo test bench e2e" >&2; return 2 ;;
   esac

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,15 +15,22 @@ import (
 // scenario is one kind of load.
 type scenario struct {
 	name, what string
-	path       string   // of the request: the server has a body of each size
-	headers    []string // of the request
+	// HTTP: path and headers of the request; the server has a body of each size.
+	path    string
+	headers []string
+	// TCP: the client writes size bytes at a time, and reads them back unless it is bulk.
+	tcp, bulk bool
+	size      int
 }
 
 var scenarios = []scenario{
-	{"http1-small", "HTTP/1.1 keep-alive, 128 bytes", "/small", nil},
-	{"http1-16k", "HTTP/1.1 keep-alive, 16 KiB", "/16k", nil},
-	{"http1-1m", "HTTP/1.1 keep-alive, 1 MiB", "/1m", nil},
-	{"http1-close", "HTTP/1.1, a connection per request, 128 bytes", "/small", []string{"Connection: close"}},
+	{name: "http1-small", what: "HTTP/1.1 keep-alive, 128 bytes", path: "/small"},
+	{name: "http1-16k", what: "HTTP/1.1 keep-alive, 16 KiB", path: "/16k"},
+	{name: "http1-1m", what: "HTTP/1.1 keep-alive, 1 MiB", path: "/1m"},
+	{name: "http1-close", what: "HTTP/1.1, a connection per request, 128 bytes", path: "/small", headers: []string{"Connection: close"}},
+	{name: "tcp-rr", what: "TCP, 64 bytes there and back", tcp: true, size: 64},
+	{name: "tcp-bulk-1024", what: "TCP, one way, writes of 1 KiB", tcp: true, bulk: true, size: 1 << 10},
+	{name: "tcp-bulk-16384", what: "TCP, one way, writes of 16 KiB", tcp: true, bulk: true, size: 16 << 10},
 }
 
 func scenarioNames() []string {
@@ -78,7 +86,7 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 	return w, w.startServer(ctx)
 }
 
-// startServer runs the nginx that answers: small ones from memory, large ones from files.
+// startServer runs the nginx that answers, small bodies from memory, large ones from files; and the TCP server.
 func (w *world) startServer(ctx context.Context) error {
 	files := filepath.Join(w.lab.Dir, "tmp", "www")
 	if err := writeBodies(files, map[string]int{"16k": 16 << 10, "1m": 1 << 20}); err != nil {
@@ -86,19 +94,38 @@ func (w *world) startServer(ctx context.Context) error {
 	}
 	body := strings.Repeat("x", 128)
 	_, err := w.server.StartNginx(ctx, 8080, fmt.Sprintf(`root %s; location = /small { return 200 "%s"; }`, files, body))
-	return err
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	echo, err := w.server.Start("tcp-server", self, "tcp-server")
+	if err != nil {
+		return err
+	}
+	return w.server.WaitListening(ctx, echo, tcpPort)
 }
 
-func (w *world) backend() netip.AddrPort { return netip.AddrPortFrom(w.server.Addr4(), 8080) }
+func (w *world) backend(s scenario) netip.AddrPort {
+	port := uint16(8080)
+	if s.tcp {
+		port = tcpPort
+	}
+	return netip.AddrPortFrom(w.server.Addr4(), port)
+}
 
 // testCase is one proxy in one place.
 type testCase struct {
 	proxy, path string
-	// setUp starts it and returns what the client calls, the process that is the proxy (nil: none) and how to
-	// undo everything.
-	setUp func(context.Context) (setup, error)
+	setUp       setUp
 }
 
+// setUp starts a case.
+type setUp func(context.Context, scenario) (setup, error)
+
+// setup is a case that runs: what the client calls, the process that is the proxy (nil: none), how to undo it all.
 type setup struct {
 	target netip.AddrPort
 	proxy  *lab.Process
@@ -106,9 +133,11 @@ type setup struct {
 }
 
 // cases in the order in which they are measured: the alternation is the round.
-func (w *world) cases(scenario) []testCase {
+func (w *world) cases() []testCase {
 	all := []testCase{
 		{"none", "none", w.direct},
+		{"none", "connect", w.throughKernel(false)},
+		{"none", "sockmap", w.throughKernel(true)},
 		{"sockmesh", "sockmap", w.sockmesh("auto")},
 		{"sockmesh", "connect", w.sockmesh("off")},
 		{"sockmesh", "iptables", w.behindIptables(w.startBareSockmesh)},
@@ -127,6 +156,6 @@ func wanted(list, name string) bool {
 	return list == "" || slices.Contains(strings.Split(list, ","), name)
 }
 
-func (w *world) direct(context.Context) (setup, error) {
-	return setup{target: w.backend(), undo: func() error { return nil }}, nil
+func (w *world) direct(_ context.Context, s scenario) (setup, error) {
+	return setup{target: w.backend(s), undo: func() error { return nil }}, nil
 }

@@ -5,8 +5,8 @@
 // and taken down once per round, and the rounds alternate. Printed are medians with minimum and maximum over the
 // rounds. A run with errors is no result. A benchmark prints; it never fails a test run.
 //
-// cases.go says what is compared, proxies.go how each proxy is tuned, measure.go what is measured, report.go how it
-// is shown.
+// cases.go says what is compared, proxies.go how each proxy is tuned, paths.go how connections come to it, measure.go
+// and tcp.go what is measured, report.go how it is shown.
 package main
 
 import (
@@ -34,6 +34,13 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && tcpPrograms[os.Args[1]] != nil {
+		if err := tcpPrograms[os.Args[1]](os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each combination is measured")
 	flag.IntVar(&o.connections, "connections", 64, "client connections")
@@ -58,7 +65,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	o.build = filepath.Dir(filepath.Dir(self))
-	if err := lab.Check("wrk", "nginx", "haproxy", "iptables", "nft"); err != nil {
+	if err := lab.Check("wrk", "curl", "nginx", "haproxy", "iptables", "nft"); err != nil {
 		return err
 	}
 	scenarios, err := chooseScenarios(o.scenario)
@@ -75,7 +82,7 @@ func run(ctx context.Context, o options) (err error) {
 
 	report := newReport(o)
 	for _, s := range scenarios {
-		cases := w.cases(s)
+		cases := w.cases()
 		for round := range o.rounds {
 			for _, c := range cases {
 				if err := ctx.Err(); err != nil {

@@ -31,7 +31,7 @@ end
 
 // measure sets one case up, warms it up, measures it and takes it down.
 func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sample, err error) {
-	set, err := c.setUp(ctx)
+	set, err := c.setUp(ctx, s)
 	if set.undo != nil {
 		defer func() { err = errors.Join(err, set.undo()) }()
 	}
@@ -39,19 +39,17 @@ func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sam
 		return sample{}, err
 	}
 	// An answer must be seen before load is: a case that does not work is found out with its reason.
-	url := fmt.Sprintf("http://%s%s", set.target, s.path)
-	if _, err := w.client.Run(ctx, "curl", "-sSf", "-m", "5", "-o", "/dev/null", url); err != nil {
+	if err := w.try(ctx, s, set); err != nil {
 		return sample{}, err
 	}
-	if _, err := w.wrk(ctx, s, url, w.o.warmUp); err != nil {
+	if _, err := w.load(ctx, s, set, w.o.warmUp); err != nil {
 		return sample{}, err
 	}
 	before, err := cpuTime(set)
 	if err != nil {
 		return sample{}, err
 	}
-	result, err = w.wrk(ctx, s, url, w.o.duration)
-	if err != nil {
+	if result, err = w.load(ctx, s, set, w.o.duration); err != nil {
 		return sample{}, err
 	}
 	after, err := cpuTime(set)
@@ -65,7 +63,20 @@ func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sam
 	return result, err
 }
 
-func (w *world) wrk(ctx context.Context, s scenario, url string, d time.Duration) (sample, error) {
+func (w *world) try(ctx context.Context, s scenario, set setup) error {
+	if s.tcp {
+		_, err := w.tcpLoad(ctx, s, set, 1, 100*time.Millisecond)
+		return err
+	}
+	_, err := w.client.Run(ctx, "curl", "-sSf", "-m", "5", "-o", "/dev/null", fmt.Sprintf("http://%s%s", set.target, s.path))
+	return err
+}
+
+// load runs the client for a while, in the client pod.
+func (w *world) load(ctx context.Context, s scenario, set setup, d time.Duration) (sample, error) {
+	if s.tcp {
+		return w.tcpLoad(ctx, s, set, w.o.connections, d)
+	}
 	file := filepath.Join(w.lab.Dir, "tmp", "report.lua")
 	if err := os.WriteFile(file, []byte(script), 0o644); err != nil {
 		return sample{}, err
@@ -74,21 +85,33 @@ func (w *world) wrk(ctx context.Context, s scenario, url string, d time.Duration
 	for _, h := range s.headers {
 		args = append(args, "-H", h)
 	}
-	out, err := w.client.Run(ctx, append(args, url)...)
+	return w.run(ctx, append(args, fmt.Sprintf("http://%s%s", set.target, s.path)))
+}
+
+// run starts a client whose last line is a JSON object as the script prints it.
+func (w *world) run(ctx context.Context, args []string) (sample, error) {
+	out, err := w.client.Run(ctx, args...)
 	if err != nil {
 		return sample{}, err
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	var r struct {
-		Requests, Us, Errors int64
-		P50, P99, P999       float64
-	}
+	var r clientReport
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &r); err != nil {
-		return sample{}, fmt.Errorf("wrk printed %q: %w", out, err)
+		return sample{}, fmt.Errorf("%s printed %q: %w", args[0], out, err)
 	}
 	return sample{
 		rps: float64(r.Requests) / (float64(r.Us) / 1e6), p50: r.P50, p99: r.P99, p999: r.P999, requests: r.Requests, errors: r.Errors,
 	}, nil
+}
+
+// clientReport is what a client says of one run.
+type clientReport struct {
+	Requests int64   `json:"requests"`
+	Us       int64   `json:"us"`
+	Errors   int64   `json:"errors"`
+	P50      float64 `json:"p50"`
+	P99      float64 `json:"p99"`
+	P999     float64 `json:"p999"`
 }
 
 // clockTick is the unit of the times in /proc/PID/stat: 1/100 s on every Linux (USER_HZ).

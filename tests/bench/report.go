@@ -123,7 +123,7 @@ func (r *report) print(out io.Writer) {
 			fmt.Fprintln(t, "proxy\tpath\trequests/s\t(min to max)\tof direct\tp50 us\tp99 us\tp99.9 us\tproxy CPU us/request\tRSS MiB\t")
 			last, direct = x.Scenario, 0
 		}
-		if x.Proxy == "none" {
+		if x.Proxy == "none" && x.Path == "none" {
 			direct = x.RPS.Median
 		}
 		if !x.Valid {

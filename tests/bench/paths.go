@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/datapath"
+	"github.com/sockmesh/sockmesh/pkg/lab"
+	"github.com/sockmesh/sockmesh/pkg/mesh"
+)
+
+// behindIptables is how a mesh without eBPF does it: a REDIRECT rule in the pod.
+func (w *world) behindIptables(start starter) setUp {
+	return func(ctx context.Context, s scenario) (setup, error) {
+		proc, err := start(ctx, s)
+		if err != nil {
+			return setup{}, err
+		}
+		undo := func() error {
+			// The whole rule set goes, so that the next case does not pay for an empty NAT table.
+			_, err := w.client.Run(context.WithoutCancel(ctx), "nft", "flush", "ruleset")
+			return errors.Join(stop(proc), err)
+		}
+		_, err = w.client.Run(ctx, "iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", target.Addr().String(),
+			"--dport", fmt.Sprint(target.Port()), "-j", "REDIRECT", "--to-ports", fmt.Sprint(outbound.Port()))
+		return setup{target, proc, undo}, err
+	}
+}
+
+// behindHooks puts a foreign proxy behind our own programs: the bench itself drives the datapath, as the agent would,
+// and the proxy merely listens where the hooks look for a listener.
+func (w *world) behindHooks(start starter, accelerate bool) setUp {
+	return func(ctx context.Context, s scenario) (setup, error) {
+		proc, err := start(ctx, s)
+		if err != nil {
+			return setup{}, err
+		}
+		detach, err := w.attachHooks(ctx, accelerate, mesh.Claim{Addr: target, Listener: "bench"})
+		return setup{target, proc, func() error { return errors.Join(stop(proc), detach()) }}, err
+	}
+}
+
+// throughKernel is our programs and no proxy: the endpoint is chosen at connect(), as for a plain Service or a TCP
+// canary.
+func (w *world) throughKernel(accelerate bool) setUp {
+	return func(ctx context.Context, s scenario) (setup, error) {
+		claim := mesh.Claim{Addr: target, Listener: "bench", Offload: &mesh.Offload{Clusters: []mesh.OffloadCluster{{
+			Name: "server", Weight: 1, Endpoints: []mesh.OffloadEndpoint{{Addr: w.backend(s), Weight: 1}},
+		}}}}
+		detach, err := w.attachHooks(ctx, accelerate, claim)
+		return setup{target, nil, detach}, err
+	}
+}
+
+func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Claim) (detach func() error, err error) {
+	cfg := datapath.Config{
+		CgroupRoot: w.lab.Cgroup, BPFFS: w.lab.BPFFS(), Services: true, Logger: slog.New(slog.DiscardHandler),
+		// The proxy's upstream connections carry no mark of ours, so they count as what they look like: a pod
+		// calling a pod.
+		Acceleration: accelerate, AcceleratePods: accelerate,
+	}
+	dp, err := datapath.Open(cfg)
+	if err != nil {
+		return func() error { return nil }, err
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	detach = func() error {
+		cancel()
+		return errors.Join(dp.Close(), datapath.Cleanup(cfg))
+	}
+	rec := dp.Reconciler()
+	go func() { _ = rec.Run(ctx) }()
+	var pods []datapath.Pod
+	for _, p := range []*lab.Pod{w.client, w.server} {
+		cookie, err := p.Cookie()
+		if err != nil {
+			return detach, err
+		}
+		pods = append(pods, datapath.Pod{Cookie: cookie, IPs: p.Addrs, Enrolled: true, Namespace: p.Namespace, Name: p.PodSpec.Name})
+	}
+	rec.SetPods(pods)
+	rec.SetClaims([]mesh.Claim{claim})
+	for _, source := range []string{datapath.SourceServices, datapath.SourceClaims, datapath.SourcePods} {
+		rec.Synced(source)
+	}
+	return detach, rec.Flush(ctx)
+}
+
+// sockmesh is the whole thing as it runs on a node.
+func (w *world) sockmesh(acceleration string) setUp {
+	return func(ctx context.Context, s scenario) (setup, error) {
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		weights := []lab.Weight{{Cluster: "server", Weight: 1}}
+		listener := lab.HTTPListener("bench", "bench", target)
+		if s.tcp {
+			// The access log keeps it in the proxy, which is what is measured; else the kernel would do it alone.
+			listener = lab.TCPListener("bench", weights, "/dev/null", target)
+		}
+		if err := w.lab.WriteXDS("bench", lab.Cluster("server"), lab.Endpoints("server", w.backend(s)), listener,
+			lab.Routes("bench", lab.Route{Clusters: weights})); err != nil {
+			return setup{}, err
+		}
+		control, err := w.lab.StartControl(ctx)
+		if err != nil {
+			return setup{}, err
+		}
+		agent, err := w.lab.StartAgent(ctx, "--acceleration", acceleration, "--concurrency", "1", "--drain-time", "1s")
+		if err != nil {
+			return setup{}, errors.Join(err, stop(control))
+		}
+		undo := func() error {
+			err := errors.Join(stop(agent), stop(control))
+			// The agent leaves its programs attached, which is what it is for; the next case must not meet them.
+			cleanup, cleanErr := exec.Command(filepath.Join(w.o.build, "bin/sockmesh-agent"), "cleanup", "--cgroup-root", w.lab.Cgroup, "--bpffs", w.lab.BPFFS()).CombinedOutput()
+			if cleanErr != nil {
+				err = errors.Join(err, fmt.Errorf("sockmesh-agent cleanup: %w: %s", cleanErr, cleanup))
+			}
+			return err
+		}
+		err = w.lab.WaitStatus(ctx, "the listener and two enrolled pods", func(s lab.Status) bool {
+			return s.XDS.Resources["listener"] == 1 && s.XDS.Resources["cluster"] == 1 && s.Pods.Enrolled == 2
+		})
+		return setup{target, agent, undo}, err
+	}
+}
+
+// stop ends a process in good order; that it ended by our signal is not an error.
+func stop(p *lab.Process) error {
+	_ = p.Stop(5 * time.Second)
+	return nil
+}
