@@ -11,25 +11,26 @@ import (
 )
 
 // Logs owns the files that access logs are written to: one writer goroutine for each file, however many
-// listeners log to it. A file is closed when the last configuration that names it is gone.
+// listeners log to it. A file is closed when the last Logger that writes to it is gone: configurations come and go
+// with every update, and nobody else knows when requests that began with an old one are over.
 type Logs struct {
 	mu     sync.Mutex
 	closed bool
 	files  map[string]*logFile
-	// loggers by configuration. The keys are weak, so that old configurations can go.
-	loggers map[weak.Pointer[mesh.AccessLog]]*Logger
+	// loggers by configuration, all weak.
+	loggers map[weak.Pointer[mesh.AccessLog]]weak.Pointer[Logger]
 }
 
 // NewLogs returns a set of access-log files.
 func NewLogs() *Logs {
-	return &Logs{files: map[string]*logFile{}, loggers: map[weak.Pointer[mesh.AccessLog]]*Logger{}}
+	return &Logs{files: map[string]*logFile{}, loggers: map[weak.Pointer[mesh.AccessLog]]weak.Pointer[Logger]{}}
 }
 
 // ErrClosed says that Logs was closed.
 var ErrClosed = errors.New("access logs are closed")
 
-// Logger returns the compiled log of that configuration, the same one each time for the same pointer. Errors name the
-// field: path, format, json_format, filter.
+// Logger returns the compiled log of that configuration, the same one each time for the same pointer as long as
+// somebody keeps it. Errors name the field: path, format, json_format, filter.
 func (l *Logs) Logger(al *mesh.AccessLog) (*Logger, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -37,7 +38,7 @@ func (l *Logs) Logger(al *mesh.AccessLog) (*Logger, error) {
 		return nil, ErrClosed
 	}
 	key := weak.Make(al)
-	if lg := l.loggers[key]; lg != nil {
+	if lg := l.loggers[key].Value(); lg != nil {
 		return lg, nil
 	}
 	lg, err := Compile(al)
@@ -53,27 +54,29 @@ func (l *Logs) Logger(al *mesh.AccessLog) (*Logger, error) {
 	}
 	f.users++
 	lg.file = f
-	l.loggers[key] = lg
-	runtime.AddCleanup(al, l.release, key)
+	l.loggers[key] = weak.Make(lg)
+	runtime.AddCleanup(lg, l.release, released{key, f})
 	return lg, nil
 }
 
-// release forgets a configuration that nobody refers to any more, and its file if it was the last to use it.
-func (l *Logs) release(key weak.Pointer[mesh.AccessLog]) {
+// released is what a Logger leaves behind.
+type released struct {
+	key  weak.Pointer[mesh.AccessLog]
+	file *logFile
+}
+
+// release forgets a Logger that nobody refers to any more, and closes its file if it was the last to use it.
+func (l *Logs) release(r released) {
 	l.mu.Lock()
-	lg := l.loggers[key]
-	delete(l.loggers, key)
-	var last *logFile
-	if lg != nil {
-		if lg.file.users--; lg.file.users == 0 && l.files[lg.file.path] == lg.file {
-			last = lg.file
-			delete(l.files, last.path)
-		}
+	defer l.mu.Unlock()
+	// The configuration may have got another Logger in the meantime.
+	if l.loggers[r.key].Value() == nil {
+		delete(l.loggers, r.key)
 	}
-	l.mu.Unlock()
-	if last != nil {
-		// A goroutine of its own: the clean-up queue must not wait for a disk.
-		go last.close()
+	if r.file.users--; r.file.users == 0 && l.files[r.file.path] == r.file {
+		delete(l.files, r.file.path)
+		// A goroutine of its own: neither this lock nor the clean-up queue must wait for a disk.
+		go r.file.close()
 	}
 }
 
@@ -123,6 +126,7 @@ func (l *Logs) Stats() []LogStats {
 
 // Logger is one compiled access log: filter, format and file.
 type Logger struct {
+	config *mesh.AccessLog // kept, so that the same configuration finds this again
 	filter filter
 	format *Format // text
 	json   *jsonNode
@@ -132,7 +136,7 @@ type Logger struct {
 
 // Compile compiles an access log without opening its file: for validation. Use Logs.Logger to log.
 func Compile(al *mesh.AccessLog) (*Logger, error) {
-	lg := &Logger{omit: al.OmitEmpty}
+	lg := &Logger{config: al, omit: al.OmitEmpty}
 	var err error
 	if lg.filter, err = compileFilter(al.Filter); err != nil {
 		return nil, fmt.Errorf("filter: %w", err)

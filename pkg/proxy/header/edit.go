@@ -1,5 +1,7 @@
 package header
 
+import "strings"
+
 // Add appends a well-known field; a field of the same name stays.
 func (b *Block) Add(id ID, value string) {
 	b.addSpan(id, b.put(names[id]), value)
@@ -153,8 +155,11 @@ func (b *Block) putValue(v string) span {
 }
 
 func (b *Block) setPseudo(name, value string) bool {
+	if len(name) != 4 && (name == "" || name[0] != ':') {
+		return false
+	}
 	switch name {
-	case ":authority", "host", "Host":
+	case ":authority":
 		b.SetAuthority(value)
 	case ":path":
 		b.SetPath(value)
@@ -163,7 +168,10 @@ func (b *Block) setPseudo(name, value string) bool {
 	case ":scheme":
 		b.SetScheme(value)
 	default:
-		return false
+		if !strings.EqualFold(name, "host") {
+			return false
+		}
+		b.SetAuthority(value)
 	}
 	return true
 }
