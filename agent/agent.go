@@ -244,7 +244,7 @@ func (a *Agent) start(ctx context.Context) error {
 	} else {
 		a.part("kubernetes", ctx, a.source.Run)
 	}
-	a.part("canary", ctx, func(ctx context.Context) error { a.canaryLoop.run(ctx); return nil })
+	a.part("canary", ctx, a.flyCanary)
 	return nil
 }
 
@@ -285,6 +285,16 @@ func (a *Agent) servePods(ctx context.Context) error {
 	a.datapath.Reconciler().Synced(datapath.SourceClaims)
 	a.serving.Store(true)
 	return a.pods.Run(ctx)
+}
+
+// flyCanary waits for the first configuration, which the canary's own listener is a part of.
+func (a *Agent) flyCanary(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-a.publisher.first:
+		a.canaryLoop.run(ctx)
+	}
+	return nil
 }
 
 // How long the kernel's list of pods is kept from shrinking after Kubernetes was listed, while the network

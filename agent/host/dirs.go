@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // EnsureStateDir makes the state directory, readable by the agent alone: a control plane's configuration may
@@ -35,4 +37,20 @@ func EnsureNetnsDir(dir string) error {
 		return fmt.Errorf("--netns-dir %s is not a directory", dir)
 	}
 	return nil
+}
+
+// MountBPFFS mounts a BPF file system at dir unless there is one, and says whether it did. It is for the DaemonSet's
+// init container: what is mounted there in the host's mount namespace outlives every container, as the pins must.
+func MountBPFFS(dir string) (mounted bool, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false, fmt.Errorf("%s: %w", dir, err)
+	}
+	if st.Type == unix.BPF_FS_MAGIC {
+		return false, nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return false, fmt.Errorf("mount a BPF file system at %s: %w (needs CAP_SYS_ADMIN and, in a container, Bidirectional mount propagation)", dir, err)
+	}
+	return true, nil
 }

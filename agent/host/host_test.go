@@ -69,3 +69,14 @@ func TestStateDirIsPrivate(t *testing.T) {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
 }
+
+func TestBPFFSIsMountedOnce(t *testing.T) {
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if mounted, err := MountBPFFS(dir); err != nil || !mounted {
+		t.Fatalf("mounted %v, %v", mounted, err)
+	}
+	if mounted, err := MountBPFFS(dir); err != nil || mounted {
+		t.Errorf("the second time nothing must be mounted: %v, %v", mounted, err)
+	}
+}

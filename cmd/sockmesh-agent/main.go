@@ -13,6 +13,7 @@ import (
 
 	"github.com/sockmesh/sockmesh/agent"
 	"github.com/sockmesh/sockmesh/agent/config"
+	"github.com/sockmesh/sockmesh/agent/host"
 	"github.com/sockmesh/sockmesh/agent/version"
 	"github.com/sockmesh/sockmesh/pkg/cli"
 	"github.com/sockmesh/sockmesh/pkg/datapath"
@@ -40,7 +41,7 @@ func newRootCommand() *cobra.Command {
 		return run(cfg, flags.Warnings)
 	}
 	setUsage(root, flags)
-	root.AddCommand(newCleanupCommand(), &cobra.Command{
+	root.AddCommand(newCleanupCommand(), newMountCommand(), &cobra.Command{
 		Use: "version", Short: "This program's version",
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), root.Name(), root.Version) },
 	})
@@ -129,6 +130,27 @@ func reopenLogs(ctx context.Context, a *agent.Agent) {
 		case <-hup:
 			a.ReopenLogs()
 		}
+	}
+}
+
+// newMountCommand is for the DaemonSet's init container.
+func newMountCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "mount-bpffs DIR",
+		Short: "Mount a BPF file system at DIR unless there is one",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			mounted, err := host.MountBPFFS(args[0])
+			if err != nil {
+				return err
+			}
+			said := "there is a BPF file system already"
+			if mounted {
+				said = "a BPF file system has been mounted"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", args[0], said)
+			return err
+		},
 	}
 }
 

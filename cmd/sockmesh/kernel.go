@@ -39,7 +39,7 @@ func newMapsCommand(o *options) *cobra.Command {
 				t := cli.NewTable("NAME", "ID", "TYPE", "ENTRIES", "MAX", "FULL")
 				for _, m := range list {
 					full := "-"
-					if m.MaxEntries > 0 {
+					if m.MaxEntries > 0 && !strings.Contains(m.Type, "Array") { // an array is always full
 						full = fmt.Sprintf("%d%%", m.Entries*100/uint64(m.MaxEntries))
 					}
 					t.Row(m.Name, fmt.Sprint(m.ID), m.Type, fmt.Sprint(m.Entries), fmt.Sprint(m.MaxEntries), full)

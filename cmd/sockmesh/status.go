@@ -81,7 +81,7 @@ func writeStatus(w io.Writer, s api.Status) error {
 	writeXDS(line, more, s.XDS)
 	line("Datapath", "%d programs, %d maps", len(s.Datapath.Programs), len(s.Datapath.Maps))
 	for _, m := range s.Datapath.Maps {
-		if m.MaxEntries > 0 && m.Entries*10 >= uint64(m.MaxEntries)*9 {
+		if !strings.Contains(m.Type, "Array") && m.MaxEntries > 0 && m.Entries*10 >= uint64(m.MaxEntries)*9 {
 			more("- map %s is %d%% full", m.Name, m.Entries*100/uint64(m.MaxEntries))
 		}
 	}
