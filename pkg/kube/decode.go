@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -161,7 +163,10 @@ func splitJSON(name string, content []byte) (documents []rawDocument, ok bool) {
 	}
 }
 
-// toJSON turns a document's YAML into JSON. Errors name lines of the file, so the document is moved to where it stands.
+// yamlLine is how the YAML parser names lines.
+var yamlLine = regexp.MustCompile(`line (\d+)`)
+
+// toJSON turns a document's YAML into JSON. Errors name lines of the file, not of the document.
 func toJSON(d rawDocument) ([]byte, error) {
 	if d.json != nil {
 		return d.json, nil
@@ -169,10 +174,13 @@ func toJSON(d rawDocument) ([]byte, error) {
 	if blank(d.text) {
 		return nil, nil
 	}
-	text := append(bytes.Repeat([]byte("\n"), d.line), d.text...)
-	converted, err := yaml.YAMLToJSONStrict(text)
+	converted, err := yaml.YAMLToJSONStrict(d.text)
 	if err != nil {
-		return nil, fmt.Errorf("not YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		said := yamlLine.ReplaceAllStringFunc(err.Error(), func(line string) string {
+			n, _ := strconv.Atoi(strings.TrimPrefix(line, "line "))
+			return fmt.Sprintf("line %d", d.line+n)
+		})
+		return nil, fmt.Errorf("not YAML: %s", strings.TrimPrefix(said, "yaml: "))
 	}
 	return converted, nil
 }
