@@ -4,6 +4,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 FUZZTIME ?= 30s
 ROUNDS   ?= 5
 SCENARIO ?= http1-small
+IMAGE    ?= ghcr.io/sockmesh/sockmesh:latest
 LINTER   ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export CGO_ENABLED = 0
@@ -14,7 +15,7 @@ LDFLAGS = -s -w -X github.com/sockmesh/sockmesh/agent/version.version=$(VERSION)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: KEEP=1 (demo) · SCENARIO= ROUNDS= PROXY= (bench) · FUZZTIME= (fuzz) · VERSION= (build)"
+	@echo "  variables: KEEP=1 (demo) · SCENARIO= ROUNDS= PROXY= (bench) · FUZZTIME= (fuzz) · VERSION= (build) · IMAGE= (image)"
 
 build: ## static binaries into build/bin (needs Go alone: the compiled BPF objects are committed)
 	go build -trimpath -ldflags '$(LDFLAGS)' -o build/bin/ ./cmd/...
@@ -24,7 +25,7 @@ bpf: ## the BPF objects from their C source, by clang
 	go generate ./pkg/datapath/...
 
 image: build ## the agent's container image as a docker-archive, build/sockmesh-agent.tar, without a Docker engine
-	scripts/image.sh sockmesh-agent:$(VERSION) build/sockmesh-agent.tar
+	scripts/image.sh $(IMAGE) build/sockmesh-agent.tar
 
 lint: ## gofmt, go vet, golangci-lint
 	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }

@@ -11,6 +11,7 @@ work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 
 mkdir -p "$work/root"/{tmp,etc,run,usr/local/bin}
 echo 'root:x:0:0:root:/:/sbin/nologin' >"$work/root/etc/passwd"
+[ ! -e /etc/ssl/certs/ca-certificates.crt ] || cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/"
 for binary in "$@"; do
   file "$binary" 2>/dev/null | grep -q 'dynamically linked' && { echo "image.sh: $binary is not static" >&2; exit 1; }
   cp "$binary" "$work/root/usr/local/bin/"
@@ -19,7 +20,7 @@ done
 tar -C "$work/root" --sort=name --owner=0 --group=0 --mtime=@0 -cf "$work/layer.tar" .
 layer=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
 cat >"$work/config.json" <<X
-{"architecture":"$(go env GOARCH)","os":"linux","config":{"Entrypoint":["/usr/local/bin/$(basename "$1")"],"Env":["PATH=/usr/local/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]}}
+{"architecture":"$(go env GOARCH)","os":"linux","config":{"Entrypoint":["/usr/local/bin/$(basename "$1")"],"Env":["PATH=/usr/local/bin","SSL_CERT_FILE=/etc/ca-certificates.crt"]},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]}}
 X
 echo "[{\"Config\":\"config.json\",\"RepoTags\":[\"$name\"],\"Layers\":[\"layer.tar\"]}]" >"$work/manifest.json"
 mkdir -p "$(dirname "$out")"

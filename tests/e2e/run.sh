@@ -58,10 +58,13 @@ echo "building"
 $here/build.sh >/dev/null
 node up | tail -n 1
 
-# -- The agent, from the manifest as it is but for the images; and a control plane on the node.
-sed -E 's#^( *image: ).*#\1sockmesh-agent:e2e#; s#^( *imagePullPolicy: ).*#\1Never#' deploy/daemonset.yaml >$work/daemonset.yaml
+# -- The agent, from the manifest as it is: the node has the image under that very name. The ConfigMap that the manifest
+# asks for names the control plane, which runs on the node, and the API server, since nobody translates its ClusterIP yet.
 kubectl apply -f $here/shop.yaml >/dev/null
-kubectl apply -f $work/daemonset.yaml >/dev/null
+kubectl create namespace sockmesh-system >/dev/null
+kubectl -n sockmesh-system create configmap sockmesh-agent --from-literal=SOCKMESH_XDS=127.0.0.1:18000 \
+  --from-literal=SOCKMESH_API_SERVER=https://172.31.0.1:6443 >/dev/null
+kubectl apply -f deploy/daemonset.yaml 2>&1 | grep -v -e created -e configured -e 'missing the .* annotation' || true
 kubectl -n shop wait --for=condition=Ready pod --all --timeout=60s >/dev/null
 xds 90 10
 node in "$PWD/build/bin/sockmesh-control" --dir $work/xds --listen 127.0.0.1:18000 >$work/log/control.log 2>&1 &
