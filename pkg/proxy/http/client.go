@@ -275,10 +275,19 @@ func (cc *clientConn) OnEOF(c *loop.Conn) {
 			}
 			return
 		}
-		cc.fail(stream.ConnectionTermination, "")
+		cc.fail(cc.cutReason(), "")
 	default:
 		c.Close()
 	}
+}
+
+// cutReason is what an end in the middle of the exchange means: an endpoint that has begun to answer has broken the
+// protocol, one that has not said a byte has just gone.
+func (cc *clientConn) cutReason() stream.Reason {
+	if cc.info.Received > 0 && !cc.tunnel {
+		return stream.ProtocolError
+	}
+	return stream.ConnectionTermination
 }
 
 // endTunnel closes when both directions have ended.
@@ -317,9 +326,9 @@ func (cc *clientConn) OnClose(_ *loop.Conn, err error) {
 	cc.timer.Stop()
 	switch cc.state {
 	case busy:
-		h := cc.handler
+		h, reason := cc.handler, cc.cutReason()
 		cc.release()
-		h.OnReset(stream.ConnectionTermination, "")
+		h.OnReset(reason, "")
 	case unused:
 		cc.p.unlink(cc)
 	case connecting:

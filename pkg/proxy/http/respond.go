@@ -117,7 +117,8 @@ func (s *session) SendHeaders(h *header.Block, end bool) {
 	}
 	if !s.tunnel {
 		max := s.hcm.MaxRequestsPerConn
-		f.KeepAlive = s.keepAlive && s.reqDone && !s.draining && f.Body != http1.UntilClose && (max == 0 || s.count < max)
+		f.KeepAlive = s.keepAlive && s.reqDone && !s.draining && f.Body != http1.UntilClose && (max == 0 || s.count < max) &&
+			!h.HasToken(header.Connection, "close")
 	}
 	s.out = response{sender: sender{body: f.Body, left: f.Length}, started: true, close: !f.KeepAlive}
 	buf := http1.AppendResponseHead(s.srv.scratch[:0], h, f)

@@ -147,6 +147,9 @@ func (s *session) head() {
 	}
 	s.count++
 	s.http10, s.keepAlive = f.HTTP10, f.KeepAlive
+	if h.HasToken(header.ProxyConnection, "close") {
+		s.keepAlive = false
+	}
 	method := h.MethodString()
 	s.isHead, s.isConnect = method == http.MethodHead, method == http.MethodConnect
 	s.upgrading = f.Body == http1.NoBody && (s.isConnect || f.Upgrade && !offersH2C(h))

@@ -2,6 +2,7 @@ package router
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
@@ -61,6 +62,9 @@ func (r *Request) startAttempt() {
 	if v := r.route.Host; v != nil && v.IncludeAttemptCount {
 		r.scratch = appendUint(r.scratch[:0], uint64(r.rec.Attempts)+1)
 		r.head.SetBytes(header.XEnvoyAttemptCount, r.scratch)
+	}
+	if !r.hcm.SuppressEnvoyHeaders && r.timeout > 0 && r.due.response != 0 {
+		r.announceTimeout(time.Duration(max(r.due.response-r.rt.loop.Now(), 0)))
 	}
 	r.rt.deps.Shard.Stats.Retries++
 	r.launch(host, false)

@@ -21,7 +21,6 @@ func (r *Request) normalize() bool {
 	case path == "":
 		r.reply(http.StatusNotFound, "", "missing_path_rejected")
 		return false
-	case path == "*" && h.MethodString() == http.MethodOptions:
 	case path[0] != '/':
 		r.reply(http.StatusNotFound, "", "absolute_path_rejected")
 		return false
@@ -118,7 +117,7 @@ var pathClass = func() (t [256]uint8) {
 		switch {
 		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', strings.IndexByte("-._~", byte(c)) >= 0:
 			t[c] = plain
-		case c <= ' ', c >= 0x7f, strings.IndexByte("\"#<>?`{}", byte(c)) >= 0:
+		case c <= ' ', c >= 0x7f, strings.IndexByte("\"#<>?^`{}", byte(c)) >= 0:
 			t[c] = escape
 		}
 	}

@@ -26,9 +26,13 @@ func flagOf(reason stream.Reason) telemetry.Flags {
 	return telemetry.LR
 }
 
-// reply answers for the connection manager; r.resp is overwritten.
+// reply answers for the connection manager; r.resp is overwritten. Who is told that his request is bad is not
+// listened to any further.
 func (r *Request) reply(code int, body, details string) {
 	r.resp.Reset()
+	if code == http.StatusBadRequest {
+		r.resp.Add(header.Connection, "close")
+	}
 	r.replyWith(code, body, details)
 }
 
@@ -36,7 +40,7 @@ func (r *Request) reply(code int, body, details string) {
 func (r *Request) replyRouted(code int, body, details string) {
 	r.resp.Reset()
 	r.resp.SetStatus(code)
-	r.rec.Status, r.rec.Response = code, &r.resp
+	r.rec.Response = &r.resp
 	r.mutateResponse()
 	r.addAttemptCount()
 	r.replyWith(code, body, details)
@@ -53,12 +57,9 @@ func (r *Request) replyReset(reason stream.Reason, detail string) {
 		body += "retried and the latest "
 	}
 	body += "reset reason: " + reason.String()
-	if detail != "" {
-		body += ", transport failure reason: " + detail
-	}
 	r.resp.Reset()
 	r.resp.SetStatus(code)
-	r.rec.Status, r.rec.Response = code, &r.resp
+	r.rec.Response = &r.resp
 	r.mutateResponse()
 	r.addAttemptCount()
 	if reason == stream.Overflow {

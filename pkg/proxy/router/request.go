@@ -106,23 +106,17 @@ func (r *Request) Tunnel() bool { return r.tunnel }
 
 // Reject answers a request that the codec could not read.
 func (r *Request) Reject(status int, detail string) {
+	if detail == "missing_host_header" {
+		// Well-formed, but not for us: the connection manager's complaint, not the codec's.
+		r.reply(status, "", detail)
+		return
+	}
 	r.rec.Flags |= telemetry.DPE
 	if r.respStarted {
 		r.cut(stream.ProtocolError, detail)
 		return
 	}
-	if r.try.phase != idle {
-		r.try.abandon()
-	}
-	r.reply(status, rejectBody(status), detail)
-}
-
-// rejectBody is what Envoy's codec errors say: nothing but the status text.
-func rejectBody(status int) string {
-	if status == http.StatusUpgradeRequired {
-		return ""
-	}
-	return http.StatusText(status)
+	r.reply(status, http.StatusText(status), detail)
 }
 
 // OnHeaders has the head in place.

@@ -182,12 +182,16 @@ func (r *Request) setTimeouts(a *mesh.RouteAction) {
 	if r.hcm.SuppressEnvoyHeaders {
 		return
 	}
-	announce := r.timeout
-	if r.tryTimeout > 0 {
-		announce = r.tryTimeout
+	r.announceTimeout(r.timeout)
+}
+
+// announceTimeout tells the upstream how long its answer is waited for.
+func (r *Request) announceTimeout(left time.Duration) {
+	if t := r.tryTimeout; t > 0 && (t < left || r.timeout == 0) {
+		left = t
 	}
-	if announce > 0 {
-		r.setMilliseconds(h, header.XEnvoyExpectedRqTimeoutMS, announce)
+	if left > 0 {
+		r.setMilliseconds(&r.head, header.XEnvoyExpectedRqTimeoutMS, left)
 	}
 }
 

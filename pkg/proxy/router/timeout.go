@@ -90,7 +90,7 @@ func (r *Request) onTimer() {
 		r.tryTimedOut("upstream_per_try_timeout")
 	case passed(d.duration):
 		d.duration = 0
-		r.timedOut(r.timeoutStatus(), "downstream duration timeout", telemetry.DT, "max_duration_timeout")
+		r.timedOut(r.timeoutStatus(), "downstream duration timeout", 0, "max_duration_timeout")
 	case passed(r.tryIdleDue()):
 		r.tryTimedOut("upstream_per_try_idle_timeout")
 	case passed(r.idleDue()):
