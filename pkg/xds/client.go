@@ -184,6 +184,15 @@ func (c *Client) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// discard releases a client that was never run.
+func (c *Client) discard() {
+	c.cancel()
+	c.names.close()
+	for _, s := range c.sources {
+		s.close()
+	}
+}
+
 // Snapshot returns the last published snapshot; nil before the first one.
 func (c *Client) Snapshot() *mesh.Snapshot {
 	c.mu.Lock()

@@ -201,3 +201,10 @@ func unmarshalYAML(data []byte, m proto.Message) error {
 	}
 	return nil
 }
+
+func hasKey(object json.RawMessage, key string) bool {
+	var fields map[string]json.RawMessage
+	_ = json.Unmarshal(object, &fields)
+	_, ok := fields[key]
+	return ok
+}
