@@ -29,6 +29,7 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/pod"
 	"github.com/sockmesh/sockmesh/pkg/proxy"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
+	"github.com/sockmesh/sockmesh/pkg/xds"
 )
 
 // Agent is one running agent.
@@ -43,7 +44,7 @@ type Agent struct {
 	logs      *telemetry.Logs
 	metrics   *telemetry.Metrics
 	source    kube.Source // nil: none
-	xds       control     // nil: none
+	xds       *xds.Client // nil: none
 	pods      *pod.Manager
 	objects   *objects
 	publisher *publisher
@@ -235,7 +236,7 @@ func (a *Agent) start(ctx context.Context) error {
 		// Nothing is claimed, and nothing will be: what an earlier agent's control plane claimed must go.
 		a.publisher.Publish(emptySnapshot())
 	} else {
-		a.part("xds", ctx, a.xds.Run)
+		a.part("xds", ctx, a.runControl)
 	}
 	a.part("pods", ctx, a.servePods)
 	if a.source == nil {

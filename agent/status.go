@@ -75,16 +75,6 @@ func (a *Agent) notReady() []string {
 	return reasons
 }
 
-// xdsTrouble is what stands between the agent and its control plane.
-func (a *Agent) xdsTrouble() string {
-	for _, s := range a.xdsStatus().Servers {
-		if !s.Connected && s.LastError != "" {
-			return fmt.Sprintf(": %s: %s", s.Name, s.LastError)
-		}
-	}
-	return ""
-}
-
 func (a *Agent) kubernetesStatus() api.Kubernetes {
 	if a.source == nil {
 		return api.Kubernetes{Source: "none"}

@@ -84,18 +84,19 @@ type Kubernetes struct {
 
 // XDS is the state of the control plane connections.
 type XDS struct {
-	Servers   []XDSServer       `json:"servers"`
-	Resources XDSResources      `json:"resources"`
-	Rejected  []RejectedItem    `json:"rejected"`
-	Ignored   []IgnoredItem     `json:"ignored"`
-	Warming   []string          `json:"warming,omitempty"`
-	Restored  bool              `json:"restored,omitempty"` // running on the configuration that was on disk
-	Versions  map[string]string `json:"versions,omitempty"`
+	Servers   []XDSServer    `json:"servers"`
+	Resources XDSResources   `json:"resources"`
+	Rejected  []RejectedItem `json:"rejected"`
+	Ignored   []IgnoredItem  `json:"ignored"`
+	// Warming has what is not in force yet, and what it waits for.
+	Warming map[string]string `json:"warming,omitempty"`
 }
 
-// XDSServer is one control plane.
+// XDSServer is one stream to a control plane, or a watched file.
 type XDSServer struct {
 	Name      string `json:"name"`
+	Stream    string `json:"stream"` // "ads", or the type
+	Delta     bool   `json:"delta"`
 	Connected bool   `json:"connected"`
 	LastError string `json:"last_error"`
 }
@@ -114,6 +115,8 @@ type RejectedItem struct {
 	Type  string `json:"type"`
 	Name  string `json:"name"`
 	Error string `json:"error"`
+	// InForce: an older version of it still serves.
+	InForce bool `json:"in_force"`
 }
 
 // IgnoredItem is a field that was accepted without being acted upon.

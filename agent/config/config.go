@@ -161,6 +161,9 @@ func (c *Config) Validate(inCluster bool) error {
 			bad("--api-server and --manifests are both set: Kubernetes objects come from one place, remove one of them")
 		}
 	}
+	if c.Bootstrap != "" && c.XDS != "" {
+		bad("--bootstrap and --xds are both set: --xds is a shorthand for a bootstrap with one server; name the server in the bootstrap, under dynamic_resources")
+	}
 	if c.XDS != "" {
 		if err := checkXDSAddress(c.XDS); err != nil {
 			bad("--xds: %w", err)

@@ -49,7 +49,7 @@ func newRootCommand() *cobra.Command {
 		c.GroupID = "look"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{newExplainCommand(o), newConfigCommand(o), newLoggingCommand(o)} {
+	for _, c := range []*cobra.Command{newExplainCommand(o), newValidateCommand(o), newConfigCommand(o), newLoggingCommand(o)} {
 		c.GroupID = "why"
 		root.AddCommand(c)
 	}

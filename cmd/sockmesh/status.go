@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -127,21 +129,22 @@ func writeXDS(line lineFunc, more moreFunc, x api.XDS) {
 			state = "not connected: " + orDash(s.LastError)
 		}
 		if subject == "" {
-			more("%s, %s", s.Name, state)
+			more("%s (%s), %s", s.Name, s.Stream, state)
 		} else {
-			line(subject, "%s, %s", s.Name, state)
+			line(subject, "%s (%s), %s", s.Name, s.Stream, state)
 		}
 	}
 	r := x.Resources
 	more("%d listeners, %d routes, %d clusters, %d endpoints, %d secrets", r.Listener, r.Route, r.Cluster, r.Endpoint, r.Secret)
-	if x.Restored {
-		more("- running on the last good configuration from disk")
-	}
-	for _, n := range x.Warming {
-		more("- warming: %s", n)
+	for _, name := range slices.Sorted(maps.Keys(x.Warming)) {
+		more("- warming: %s: waits for %s", name, x.Warming[name])
 	}
 	for _, e := range x.Rejected {
-		more("- rejected: %s %s: %s", e.Type, e.Name, e.Error)
+		kept := "nothing of it is in force"
+		if e.InForce {
+			kept = "an older version stays in force"
+		}
+		more("- rejected: %s %s: %s (%s)", e.Type, e.Name, e.Error, kept)
 	}
 	for _, e := range x.Ignored {
 		more("- ignored: %s %s: %s", e.Type, e.Name, e.Field)
