@@ -176,6 +176,7 @@ struct sm_origin {
 #define SM_OPEN 0
 #define SM_TAKEN 1 /* the accepting side enrols itself */
 #define SM_LATE 2  /* the connecting side has sent its first bytes by TCP already */
+#define SM_REFUSED 3 /* the accepting side can't be enrolled */
 
 struct sm_sock {
 	__u8 origin[16] SM_ALIGNED;

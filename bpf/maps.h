@@ -105,14 +105,29 @@ static __always_inline struct sm_config *sm_configuration(void)
 	return bpf_map_lookup_elem(&sm_config, &zero);
 }
 
-/* SM_COUNT(field) and SM_ADD(field, n) bump one counter of this CPU. */
-#define SM_ADD(field, n)                                                                           \
+static __always_inline struct sm_counters *sm_counts(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sm_counters, &zero);
+}
+
+/* Bumps one counter of this CPU. */
+#define SM_COUNT(field)                                                                            \
 	({                                                                                         \
-		__u32 zero_ = 0;                                                                   \
-		struct sm_counters *c_ = bpf_map_lookup_elem(&sm_counters, &zero_);                \
+		struct sm_counters *c_ = sm_counts();                                              \
 		if (c_)                                                                            \
-			c_->field += (n);                                                          \
+			c_->field++;                                                               \
 	})
-#define SM_COUNT(field) SM_ADD(field, 1)
+
+/* Counts a message and its bytes. */
+#define SM_COUNT_BYTES(messages, bytes, n)                                                         \
+	({                                                                                         \
+		struct sm_counters *c_ = sm_counts();                                              \
+		if (c_) {                                                                          \
+			c_->messages++;                                                            \
+			c_->bytes += (n);                                                          \
+		}                                                                                  \
+	})
 
 #endif

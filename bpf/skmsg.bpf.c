@@ -15,16 +15,24 @@ static __always_inline bool sm_redirect(struct sk_msg_md *msg, struct sm_tuple *
 	return bpf_msg_redirect_hash(msg, &sm_pairs, peer, BPF_F_INGRESS) == SK_PASS;
 }
 
-/* The other end isn't there. If it is still on its way, tell it not to come: its inbound bytes take TCP. If it
- * arrived between our two looks, all is well after all. */
+/* The other end isn't there. If it is still on its way, tell it not to come: its inbound bytes take TCP. If it can't
+ * come, so be it. If it arrived between our two looks, all is well after all. */
 static __always_inline bool sm_peer_absent(struct sk_msg_md *msg, struct sm_sock *st, struct sm_tuple *self,
 					   struct sm_tuple *peer)
 {
 	struct sm_origin *note = bpf_map_lookup_elem(&sm_origin, self);
+	__u32 claim = SM_TAKEN;
 
-	if (note && __sync_val_compare_and_swap(&note->claim, SM_OPEN, SM_LATE) == SM_OPEN) {
+	if (note)
+		claim = __sync_val_compare_and_swap(&note->claim, SM_OPEN, SM_LATE);
+	if (claim == SM_OPEN) {
 		st->reason = SM_WHY_LATE;
 		SM_COUNT(late);
+		return true;
+	}
+	if (claim == SM_REFUSED) {
+		st->reason = SM_WHY_PEER_PLAIN;
+		bpf_map_delete_elem(&sm_origin, self);
 		return true;
 	}
 	if (sm_redirect(msg, peer))
@@ -70,12 +78,10 @@ int sm_msg(struct sk_msg_md *msg)
 			SM_COUNT(turned_blocking);
 	}
 	st->redirected_bytes += size;
-	SM_COUNT(redirected_messages);
-	SM_ADD(redirected_bytes, size);
+	SM_COUNT_BYTES(redirected_messages, redirected_bytes, size);
 	return SK_PASS;
 pass:
 	st->passed_bytes += size;
-	SM_COUNT(passed_messages);
-	SM_ADD(passed_bytes, size);
+	SM_COUNT_BYTES(passed_messages, passed_bytes, size);
 	return SK_PASS;
 }

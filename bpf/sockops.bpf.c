@@ -71,6 +71,18 @@ static __always_inline bool sm_expects(struct bpf_sock_ops *ctx, const struct sm
 	return local && (!local->netns || local->netns == bpf_get_netns_cookie(ctx));
 }
 
+static __always_inline bool sm_enrol_accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct sm_sock *st,
+					      struct sm_tuple *self)
+{
+	if (sm_is_mptcp(sk)) {
+		st->reason = SM_WHY_MPTCP;
+		SM_COUNT(skipped_mptcp);
+		return false;
+	}
+	sm_enrol(ctx, st, self);
+	return st->state == SM_ENROLLED_STATE;
+}
+
 static __always_inline void sm_passive(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct sm_config *cfg = sm_configuration();
@@ -106,20 +118,20 @@ static __always_inline void sm_passive(struct bpf_sock_ops *ctx, struct bpf_sock
 	}
 	if (!note->accelerate) {
 		st->reason = SM_WHY_PEER_PLAIN;
-	} else if (sm_is_mptcp(sk)) {
-		st->reason = SM_WHY_MPTCP;
-		SM_COUNT(skipped_mptcp);
-	} else if (__sync_val_compare_and_swap(&note->claim, SM_OPEN, SM_TAKEN) == SM_OPEN) {
-		sm_enrol(ctx, st, &self);
-	} else {
+	} else if (__sync_val_compare_and_swap(&note->claim, SM_OPEN, SM_TAKEN) != SM_OPEN) {
 		st->reason = SM_WHY_LATE;
+	} else if (!sm_enrol_accepted(ctx, sk, st, &self)) {
+		note->claim = SM_REFUSED; /* stays for the other end to find, at its first message */
+		return;
 	}
 	bpf_map_delete_elem(&sm_origin, &peer);
 }
 
-/* The first ACK of our data means that the data went by TCP: the other end was missing at the first message. Nothing
- * will ever be redirected on this connection then, and a socket that stays in the map while its bytes come by TCP
- * reads FIONREAD 0 on many kernels: take it out. This ACK precedes any answer, so the application can't notice. */
+/* The first ACK of our data means that the data went by TCP, because the other end was missing at the first message. If
+ * it will never be enrolled, nothing can be redirected on this connection, and a socket that stays in the map while
+ * its bytes come by TCP reads FIONREAD 0 on many kernels: take it out. This ACK precedes any answer, so the
+ * application can't notice. Never so if the other end is or was in the map: bytes that it redirected to us would be
+ * lost with our place in the map. */
 static __always_inline void sm_first_ack(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
@@ -128,7 +140,7 @@ static __always_inline void sm_first_ack(struct bpf_sock_ops *ctx, struct bpf_so
 	if (st && st->latch == SM_UNDECIDED)
 		return;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
-	if (!st || st->state != SM_ENROLLED_STATE || st->latch != SM_PASS || st->reason == SM_WHY_PEER_GONE)
+	if (!st || st->state != SM_ENROLLED_STATE || (st->reason != SM_WHY_LATE && st->reason != SM_WHY_PEER_PLAIN))
 		return;
 	SM_TUPLE(ctx, &self);
 	bpf_map_delete_elem(&sm_pairs, &self);

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -69,7 +70,7 @@ func (r *Reconciler) run(jobs []job, final bool) []job {
 	var again []job
 	for _, j := range jobs {
 		err := j.run()
-		if err != nil && !final && isFull(err) {
+		if err != nil && !final && errors.Is(err, errMapFull) {
 			again = append(again, j)
 			continue
 		}

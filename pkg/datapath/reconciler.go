@@ -12,7 +12,6 @@ import (
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/service"
-	"golang.org/x/sys/unix"
 )
 
 // Sources of wanted state, as passed to Synced.
@@ -229,7 +228,7 @@ func (r *Reconciler) Flush(context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
-	for _, e := range r.errors() {
+	for _, e := range r.failed {
 		errs = append(errs, fmt.Errorf("%s %s of %s: %s", e.Kind, e.Addr, e.Name, e.Error))
 	}
 	return errors.Join(errs...)
@@ -277,11 +276,21 @@ func (r *Reconciler) errors() []EntryError {
 	for _, e := range r.failed {
 		out = append(out, e)
 	}
+	for key, owners := range r.owners {
+		if len(owners) < 2 {
+			continue
+		}
+		first, _ := r.ownerOf(key)
+		for name := range owners {
+			if name != first {
+				out = append(out, EntryError{Kind: "frontend", Name: name.String(), Addr: frontendAddr(key),
+					Error: fmt.Sprintf("Service %s has the same address and comes first", first)})
+			}
+		}
+	}
 	sort.Slice(out, func(i, j int) bool {
 		a, b := out[i], out[j]
 		return a.Kind+a.Addr+a.Name < b.Kind+b.Addr+b.Name
 	})
 	return out
 }
-
-func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }

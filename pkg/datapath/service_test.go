@@ -191,6 +191,9 @@ func TestSameAddressOfTwoServicesGoesToTheFirstByName(t *testing.T) {
 	expect("b")
 	r.SetService(first)
 	expect("a")
+	if e := d.Status().Reconciler.Errors; len(e) != 1 || e[0].Name != "default/bbb" {
+		t.Errorf("status says %+v, want that default/bbb comes second", e)
+	}
 	r.DeleteService(first.Name)
 	expect("b")
 }

@@ -7,7 +7,11 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
+
+// errMapFull: the entry may fit once others are gone.
+var errMapFull = errors.New("is full")
 
 // Modes of a target, as in bpf/common.h.
 const (
@@ -134,8 +138,8 @@ func (t *tables) put(m *ebpf.Map, key, value any) error {
 		t.writes++
 		return nil
 	}
-	if isFull(err) {
-		return fmt.Errorf("%s is full (%d entries): raise its size in the configuration: %w", mapName(m), m.MaxEntries(), err)
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("%s %w (%d entries): raise its size in the configuration", mapName(m), errMapFull, m.MaxEntries())
 	}
 	return fmt.Errorf("write %s: %w", mapName(m), err)
 }
