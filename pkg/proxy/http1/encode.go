@@ -51,9 +51,12 @@ func AppendResponseHead(dst []byte, b *header.Block, f Framing) []byte {
 	if f.Body == UntilClose {
 		f.KeepAlive = false
 	}
+	if status < 200 || f.Body == Raw {
+		// Neither an interim response nor a tunnel's has anything to say about the next message.
+		f.KeepAlive, f.HTTP10 = true, false
+	}
 	if status < 200 || status == 204 || f.Body == Raw {
 		f.Body, f.Length = NoBody, -1
-		f.KeepAlive = true // for a response like these to come with "close" would mean nothing
 	}
 	dst = appendStatusLine(dst, status, f.HTTP10)
 	dst = appendFraming(dst, f)

@@ -221,7 +221,7 @@ func FuzzResponse(f *testing.F) {
 		if !a.complete {
 			return
 		}
-		if s := a.head.Status(); s < 200 || s == 204 || a.framing.Body == Raw {
+		if s := a.head.Status(); s < 200 || a.framing.Body == Raw {
 			a.framing.KeepAlive = true
 		}
 		f := a.framing
