@@ -40,6 +40,8 @@ const (
 	defaultPodDrain       = 5 * time.Second
 	// spareFiles are left for everything that isn't a proxied connection: BPF maps, logs, the API server.
 	spareFiles = 512
+	// switchPatience is how long SetSnapshot waits for a loop, which needs microseconds.
+	switchPatience = 5 * time.Second
 )
 
 // ErrClosed is returned once the engine has been closed.
@@ -108,6 +110,7 @@ type Engine struct {
 	removing map[*podState]struct{}      // guarded by mu
 	nextLoop int                         // guarded by mu: which loop gets the next listening socket
 	retry    *time.Timer                 // guarded by mu: of addresses that could not be bound
+	running  bool                        // guarded by mu
 	draining bool                        // guarded by mu
 	closed   bool                        // guarded by mu
 }
@@ -169,6 +172,9 @@ func connsByFiles() int {
 
 // Start runs the loops. Call it once.
 func (e *Engine) Start() {
+	e.mu.Lock()
+	e.running = true
+	e.mu.Unlock()
 	for _, w := range e.workers {
 		e.started.Add(1)
 		go func() {
@@ -180,8 +186,9 @@ func (e *Engine) Start() {
 	}
 }
 
-// SetSnapshot puts a configuration in force: on every loop at its next turn, and for listening sockets on the
-// node, of which only those that changed are opened or closed.
+// SetSnapshot puts a configuration in force: on every loop, and for listening sockets on the node, of which
+// only those that changed are opened or closed. When it returns the loops have switched, so that the datapath
+// may then send them connections that only this configuration knows.
 func (e *Engine) SetSnapshot(s *mesh.Snapshot) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -189,8 +196,26 @@ func (e *Engine) SetSnapshot(s *mesh.Snapshot) {
 		return
 	}
 	e.snapshot.Store(s)
+	switched := make(chan struct{}, len(e.workers))
+	asked := 0
 	for _, w := range e.workers {
-		w.loop.Post(func() { w.update(s) })
+		if w.loop.Post(func() { w.update(s); switched <- struct{}{} }) {
+			asked++
+		}
+	}
+	if e.running {
+		late := time.NewTimer(switchPatience)
+		defer late.Stop()
+		for ; asked > 0; asked-- {
+			select {
+			case <-switched:
+				continue
+			case <-late.C:
+				e.log.Error("proxy loops have not taken over the configuration in time",
+					"generation", s.Generation, "loops", asked, "after", switchPatience)
+			}
+			break
+		}
 	}
 	if !e.draining {
 		e.bind(s)
