@@ -34,8 +34,8 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && tcpPrograms[os.Args[1]] != nil {
-		if err := tcpPrograms[os.Args[1]](os.Args[2:]); err != nil {
+	if len(os.Args) > 1 && programs[os.Args[1]] != nil {
+		if err := programs[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -47,7 +47,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "length of one measurement")
 	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each measurement")
 	flag.StringVar(&o.scenario, "scenario", "http1-small", "comma-separated: "+strings.Join(scenarioNames(), ", ")+"; or all")
-	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh, envoy, haproxy, nginx")
+	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh, envoy, haproxy, nginx, floor")
 	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: none, iptables, connect, sockmap")
 	flag.StringVar(&o.out, "out", "build/bench.json", "where the results go as JSON")
 	flag.Parse()

@@ -27,7 +27,7 @@ type peer struct {
 }
 
 func (w *world) peers() []peer {
-	peers := []peer{{"haproxy", w.startHAProxy}, {"nginx", w.startNginx}}
+	peers := []peer{{"haproxy", w.startHAProxy}, {"nginx", w.startNginx}, {"floor", w.startFloor}}
 	if _, err := os.Stat(w.envoyBinary()); err == nil {
 		peers = append([]peer{{"envoy", w.startEnvoy}}, peers...)
 	} else {

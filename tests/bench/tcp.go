@@ -18,8 +18,8 @@ import (
 // tcpPort is where the TCP server listens in the server pod.
 const tcpPort = 9000
 
-// tcpPrograms are what this executable is inside the pods: wrk and nginx are not made for plain TCP.
-var tcpPrograms = map[string]func([]string) error{"tcp-server": tcpServer, "tcp-client": tcpClient}
+// programs are what this executable is inside the pods: wrk and nginx are not made for plain TCP.
+var programs = map[string]func([]string) error{"tcp-server": tcpServer, "tcp-client": tcpClient, "floor": floor}
 
 // tcpServer echoes to clients whose first byte is 'e', and only reads from the others.
 func tcpServer([]string) error {
