@@ -85,11 +85,7 @@ func (r *Request) launch(host *upstream.Host, fresh bool) {
 	w.Method = r.head.Method()
 	w.Upgrade, w.Fresh, w.Priority = r.upgrade, fresh, r.route.Action.Priority
 	t.phase, t.begun = waiting, false
-	serial := r.serial
 	r.rt.deps.Pools.Get(r.info.Source, r.cluster, host).Open(w)
-	if r.serial == serial && t.phase == waiting && !r.reqEnded {
-		r.pause(noUpstream)
-	}
 }
 
 // OnStream sends what there is of the request.
@@ -111,7 +107,7 @@ func (t *attempt) OnStream(s stream.Stream, info *stream.UpstreamInfo) {
 		}
 	} else {
 		s.SendHeaders(&r.head, false)
-		s.SendData(r.body.buf, whole)
+		r.sendBody(s, whole)
 		if r.hasTrailers {
 			s.SendTrailers(&r.trailers)
 		}

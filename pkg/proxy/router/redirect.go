@@ -8,6 +8,20 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 )
 
+// direct answers with the route's own response. Envoy adds a Location, the request's own URL, to those that are
+// meant to have one.
+func (r *Request) direct(d *mesh.DirectResponse) {
+	r.resp.Reset()
+	r.resp.SetStatus(d.Status)
+	r.rec.Response = &r.resp
+	if d.Status == http.StatusCreated || d.Status/100 == 3 {
+		buf := append(append([]byte(nil), r.head.Scheme()...), "://"...)
+		r.resp.AddBytes(header.Location, append(append(buf, r.head.Authority()...), r.head.Path()...))
+	}
+	r.mutateResponse()
+	r.replyWith(d.Status, unsafeString(d.Body), "direct_response")
+}
+
 // redirect answers with the Location that the route's redirect action makes of the request's own URL.
 func (r *Request) redirect(d *mesh.Redirect) {
 	scheme := r.head.SchemeString()

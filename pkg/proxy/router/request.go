@@ -176,8 +176,7 @@ func (r *Request) startResponseTimer(now int64) {
 	}
 }
 
-// OnData forwards a piece of the body. If there is no upstream yet, the codec has been paused, and this is what
-// it had parsed already.
+// OnData forwards a piece of the body, or keeps it while there is no upstream yet.
 func (r *Request) OnData(b []byte, end bool) {
 	now := r.rt.loop.Now()
 	r.active = now
@@ -188,14 +187,9 @@ func (r *Request) OnData(b []byte, end bool) {
 	if r.respEnded && !r.tunnel || !r.routed {
 		return
 	}
-	kept := r.keepForRetry(b)
+	r.keep(b)
 	if t := &r.try; t.phase == streaming {
 		t.send(b, end)
-		return
-	}
-	if !kept {
-		// Between attempts the copy is the only place for the body, and it is full.
-		r.reply(http.StatusInsufficientStorage, "exceeded request buffer limit while retrying upstream", "request_payload_exceeded_retry_buffer_limit")
 	}
 }
 

@@ -39,9 +39,6 @@ func (s *retryState) clear() {
 	*s = retryState{tried: tried}
 }
 
-// disable gives up the right: the body cannot be sent again.
-func (s *retryState) disable() { s.enabled = false }
-
 // release gives the cluster's retry back.
 func (s *retryState) release(r *Request) {
 	if s.held {
@@ -258,9 +255,6 @@ func (r *Request) backOff() {
 	bound := min(s.next, s.max)
 	s.next = min(s.next*2, s.max)
 	delay := int64(r.rt.rand.Uint64() % uint64(bound))
-	if !r.reqEnded {
-		r.pause(noUpstream)
-	}
 	r.due.backoff = r.rt.loop.Now() + delay
 	r.arm(r.due.backoff)
 }

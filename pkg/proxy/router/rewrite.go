@@ -67,11 +67,19 @@ func (r *Request) setHost(a *mesh.RouteAction, host string) {
 			r.rec.OriginalAuthority = old
 		}
 		if a.AppendXFHost && old != "" {
-			h.Append(header.XForwardedHost, old)
+			r.appendForwardedHost(old)
 		}
 		if !r.hcm.SuppressEnvoyHeaders && !h.Has(header.XEnvoyOriginalHost) {
 			h.Set(header.XEnvoyOriginalHost, old)
 		}
 	}
 	h.SetAuthority(host)
+}
+
+// appendForwardedHost joins as Envoy does: without a space.
+func (r *Request) appendForwardedHost(host string) {
+	if v, ok := r.head.Joined("x-forwarded-host"); ok {
+		host = v + "," + host
+	}
+	r.head.Set(header.XForwardedHost, host)
 }

@@ -42,7 +42,7 @@ func (r *Request) dispatch() {
 	case route.Redirect != nil:
 		r.redirect(route.Redirect)
 	case route.Direct != nil:
-		r.replyRouted(route.Direct.Status, unsafeString(route.Direct.Body), "direct_response")
+		r.direct(route.Direct)
 	case route.Action != nil:
 		r.forward(route.Action)
 	default:
@@ -143,6 +143,7 @@ func (r *Request) noHost(flag telemetry.Flags) {
 		flag = telemetry.UH
 	}
 	r.rec.Flags |= flag
+	r.rec.Attempts++ // it counts as one, in Envoy too
 	if flag == telemetry.DO || flag == telemetry.UDO {
 		r.replyRouted(http.StatusServiceUnavailable, "drop overload", "drop_overload")
 		return
