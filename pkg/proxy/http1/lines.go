@@ -2,6 +2,7 @@ package http1
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 )
@@ -53,15 +54,16 @@ const (
 	high = 0x8080808080808080
 )
 
-// skipValue skips bytes that can be in a field value, eight at a time, and stops at most seven bytes before one
-// that perhaps cannot (a tab can). A byte minus 0x20 borrows into its top bit if it was smaller and that bit was
-// clear; DEL becomes zero first and then borrows from one.
+// skipValue skips bytes that can be in a field value, eight at a time, and stops at one that perhaps cannot (a tab
+// can) or less than eight before the end. A byte minus 0x20 borrows into its top bit if it was smaller and that bit
+// was clear; DEL becomes zero first and then borrows from one. A borrow can only spoil the bytes above, so the
+// lowest bit set is right.
 func skipValue(b []byte, i int) int {
 	for i+8 <= len(b) {
 		x := binary.LittleEndian.Uint64(b[i:])
 		del := x ^ 0x7f*ones
-		if ((x-0x20*ones)&^x|(del-ones)&^del)&high != 0 {
-			break
+		if stop := ((x-0x20*ones)&^x | (del-ones)&^del) & high; stop != 0 {
+			return i + bits.TrailingZeros64(stop)>>3
 		}
 		i += 8
 	}
@@ -72,8 +74,8 @@ func skipValue(b []byte, i int) int {
 func skipTarget(b []byte, i int) int {
 	for i+8 <= len(b) {
 		x := binary.LittleEndian.Uint64(b[i:])
-		if ((x-0x21*ones)|x|(x+ones))&high != 0 {
-			break
+		if stop := ((x - 0x21*ones) | x | (x + ones)) & high; stop != 0 {
+			return i + bits.TrailingZeros64(stop)>>3
 		}
 		i += 8
 	}
