@@ -81,7 +81,7 @@ func buildChains(chains []*FilterChain) (*chainMatcher, error) {
 		}
 		total += chain.Match.combinations()
 		if total > maxChainCombinations {
-			return nil, fmt.Errorf("filter_chains[%d].filter_chain_match: more than %d combinations of values", i, maxChainCombinations)
+			return nil, &fieldError{fmt.Sprintf("filter_chains[%d].filter_chain_match", i), fmt.Sprintf("more than %d combinations of values", maxChainCombinations)}
 		}
 		usable = append(usable, chain)
 	}
@@ -105,7 +105,7 @@ func buildChainNode(stage int, chains []*FilterChain) (*chainMatcher, error) {
 	}
 	if stage == stages {
 		if len(chains) > 1 {
-			return nil, fmt.Errorf("filter_chains: %q and %q have overlapping filter_chain_match rules", chains[0].Name, chains[1].Name)
+			return nil, &fieldError{"filter_chains", fmt.Sprintf("%q and %q have overlapping filter_chain_match rules", chains[0].Name, chains[1].Name)}
 		}
 		return &chainMatcher{leaf: chains[0]}, nil
 	}

@@ -72,7 +72,9 @@ func (c *compiler) warn(at *path) {
 	}
 }
 
+// err ends the compilation.
 func (c *compiler) err() error {
+	slices.SortFunc(c.warnings, func(a, b Warning) int { return strings.Compare(a.Field, b.Field) })
 	if len(c.refused) == 0 {
 		return nil
 	}
@@ -85,7 +87,6 @@ func (c *compiler) err() error {
 func (c *compiler) begin(m proto.Message) {
 	c.validate(nil, m)
 	c.walk(nil, m)
-	slices.SortFunc(c.warnings, func(a, b Warning) int { return strings.Compare(a.Field, b.Field) })
 }
 
 // validate applies the generated protoc-gen-validate rules. They stop at Any, so each unpacked message passes
@@ -139,6 +140,20 @@ func snakePath(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// fieldError is a refusal by a function that knows only its own part of the resource.
+type fieldError struct{ field, reason string }
+
+func (e *fieldError) Error() string { return e.field + ": " + e.reason }
+
+// refuseError takes in an error of a function that may know the field.
+func (c *compiler) refuseError(at *path, err error) {
+	var fe *fieldError
+	if errors.As(err, &fe) {
+		at, err = at.field(fe.field), errors.New(fe.reason)
+	}
+	c.refuse(at, "%v", err)
 }
 
 // unpack decodes an Any into m's type, checks it and walks it. It reports false after refusing.

@@ -210,7 +210,10 @@ func (c *compiler) perFilterConfig(at *path, configs map[string]*anypb.Any) {
 			c.warn(here)
 			continue
 		}
-		c.refuse(here, "the HTTP filter (%s) is not supported", kind)
+		if kind == "" {
+			kind = "switched on here"
+		}
+		c.refuse(here, "HTTP filter %q (%s) is not supported", name, kind)
 	}
 }
 

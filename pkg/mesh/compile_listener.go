@@ -65,7 +65,7 @@ func CompileListener(m *listenerv3.Listener, version string) (*Listener, []Warni
 	}
 	if len(c.refused) == 0 {
 		if err := l.Init(); err != nil {
-			c.refuse(root, "%v", err)
+			c.refuseError(root, err)
 		}
 	}
 	l.OffloadReason = l.whyNotOffloaded(m)

@@ -39,7 +39,7 @@ func (c *compiler) routeConfig(at *path, m *routev3.RouteConfiguration, version 
 		names[vh.Name] = true
 	}
 	if err := rc.Init(); err != nil {
-		c.refuse(at, "%v", err)
+		c.refuseError(at, err)
 	}
 	return rc
 }

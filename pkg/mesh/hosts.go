@@ -42,7 +42,7 @@ func buildHostIndex(hosts []*VirtualHost) (hostIndex, error) {
 				index.exact[domain] = host
 			}
 			if taken {
-				return hostIndex{}, fmt.Errorf("virtual_hosts[%d].domains[%d]: domain %q is claimed twice", i, j, raw)
+				return hostIndex{}, &fieldError{fmt.Sprintf("virtual_hosts[%d].domains[%d]", i, j), fmt.Sprintf("domain %q is claimed twice", raw)}
 			}
 		}
 	}

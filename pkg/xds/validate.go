@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
@@ -82,6 +83,10 @@ func validateMessage(path, where string, m proto.Message) Validation {
 	if kind, known := kindOf(typePrefix + string(m.ProtoReflect().Descriptor().FullName())); known {
 		v.Type = kind.String()
 	}
+	if _, isSecret := m.(*tlsv3.Secret); isSecret {
+		v.Type, v.Refused = "secret", []mesh.Refusal{{Field: "@type", Reason: "secrets (SDS) are not supported yet"}}
+		return v
+	}
 	_, warnings, err := compile(m, "")
 	for _, w := range warnings {
 		v.Ignored = append(v.Ignored, w.Field)
@@ -91,7 +96,7 @@ func validateMessage(path, where string, m proto.Message) Validation {
 	case errors.As(err, &refused):
 		v.Refused = refused.Refused
 	case err != nil:
-		v.Refused = []mesh.Refusal{{Reason: err.Error()}}
+		v.Refused = []mesh.Refusal{{Field: "@type", Reason: err.Error()}}
 	}
 	return v
 }
