@@ -298,7 +298,7 @@ func writeKeys(dir string) (ca []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
+	private, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func writeKeys(dir string) (ca []byte, err error) {
 	if err := os.WriteFile(filepath.Join(dir, "api.crt"), out.Bytes(), 0o644); err != nil {
 		return nil, err
 	}
-	return out.Bytes(), os.WriteFile(filepath.Join(dir, "api.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600)
+	return out.Bytes(), os.WriteFile(filepath.Join(dir, "api.key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private}), 0o600)
 }
 
 // twoPorts finds free ports.
