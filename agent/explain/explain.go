@@ -330,6 +330,9 @@ func (w *World) podAt(addr netip.Addr) *Pod {
 }
 
 func (e *explainer) destination(cluster string, addr netip.AddrPort, percent float64, health string) {
+	if percent == 0 {
+		return // a cluster of weight 0, named by its step
+	}
 	d := api.Destination{Cluster: cluster, Address: addr.String(), Percent: percent, Health: health}
 	if p := e.w.podAt(addr.Addr()); p != nil {
 		d.Pod, d.Local = p.Namespace+"/"+p.Name, true

@@ -61,7 +61,7 @@ func newClustersCommand(o *options) *cobra.Command {
 			return show(cmd, o, "/clusters", func(w io.Writer, list []api.Cluster) error {
 				t := cli.NewTable("NAME", "TYPE", "POLICY", "ENDPOINTS", "CONNECT TIMEOUT", "VERSION")
 				for _, c := range list {
-					t.Row(c.Name, c.Discovery, c.Policy, fmt.Sprintf("%d/%d", c.Usable, c.Endpoints), fmt.Sprintf("%dms", c.TimeoutMS), c.Version)
+					t.Row(c.Name, c.Discovery, c.Policy, fmt.Sprintf("%d/%d", c.Usable, c.Endpoints), fmt.Sprintf("%dms", c.TimeoutMS), short(c.Version))
 				}
 				return t.Write(w, "No clusters.")
 			})
@@ -83,4 +83,13 @@ func newEndpointsCommand(o *options) *cobra.Command {
 			})
 		},
 	}
+}
+
+// short cuts what only tells versions apart, like a hash; -o json has all of it.
+func short(version string) string {
+	const enough = 12
+	if len(version) > enough+1 {
+		return version[:enough] + "…"
+	}
+	return version
 }
