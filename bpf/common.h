@@ -83,6 +83,7 @@ enum sm_reason {
 	SM_WHY_LATE,         /* the first bytes left before the other end was there */
 	SM_WHY_PEER_MISSING, /* the other end was not found at the first message */
 	SM_WHY_PEER_GONE,    /* the other end has closed since */
+	SM_WHY_SLOW_READER,  /* the other end left too much unread */
 };
 
 /* Addresses are bytes so that dumps are readable, and aligned so that they move as words. */
@@ -94,6 +95,8 @@ struct sm_config {
 	__u16 proxy_port;
 	__u16 pad;
 	__u32 layout;
+	__u32 backlog_limit; /* bytes of memory that redirected messages may hold unread, per direction */
+	__u32 pad2;
 };
 
 struct sm_frontend_key {
@@ -190,7 +193,9 @@ struct sm_sock {
 	__u8 latch;
 	__u8 reason;
 	__s16 error;
-	__u32 pad;
+	__u32 window_bytes; /* since the last look at the other end's backlog: see skmsg.bpf.c */
+	__u32 window_messages;
+	__u32 smallest_mean;
 };
 
 /* Outcomes. Connections are counted at connect, bytes at each message. */
@@ -212,6 +217,7 @@ struct sm_counters {
 	__u64 turned_blocking;
 	__u64 peer_missing;
 	__u64 peer_gone;
+	__u64 slow_reader;
 	__u64 redirected_messages;
 	__u64 redirected_bytes;
 	__u64 passed_messages;

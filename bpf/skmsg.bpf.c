@@ -42,6 +42,63 @@ static __always_inline bool sm_peer_absent(struct sk_msg_md *msg, struct sm_sock
 	return true;
 }
 
+/* A redirected message is queued at the receiver with no limit but the machine's (tcp_mem), since nothing of TCP's
+ * windows applies. So the sender looks at that queue every now and then, and where too much lies unread the direction
+ * goes on by TCP, which stops the sender. One-way, as every change of the latch.
+ *
+ * The queue's length is known in bytes; what a message costs beside its bytes is not, so it's estimated by the smallest
+ * mean size of a window of messages since the queue was last seen empty. */
+#define SM_MESSAGE_COST 1024 /* a struct sk_msg and the slack of its pages */
+#define SM_WINDOW_COST (64 * 1024)
+
+static __always_inline bool sm_backlog(struct sk_msg_md *msg, __u32 *bytes)
+{
+	struct sk_msg *kernel = (struct sk_msg *)msg; /* what the context really is */
+	struct sock *peer = BPF_CORE_READ(kernel, sk_redir);
+	struct sk_psock *psock = NULL;
+
+	if (!peer || !bpf_core_field_exists(psock->msg_tot_len))
+		return false;
+	/* the lower bits are flags */
+	psock = (struct sk_psock *)((unsigned long)BPF_CORE_READ(peer, sk_user_data) & ~7ul);
+	if (!psock)
+		return false;
+	*bytes = BPF_CORE_READ(psock, msg_tot_len);
+	return true;
+}
+
+static __always_inline void sm_watch_backlog(struct sk_msg_md *msg, struct sm_sock *st, __u32 size)
+{
+	struct sm_config *cfg;
+	__u32 backlog, mean;
+	__u64 cost;
+
+	st->window_bytes += size;
+	st->window_messages++;
+	if (st->window_bytes + st->window_messages * SM_MESSAGE_COST < SM_WINDOW_COST)
+		return;
+	mean = st->window_bytes / st->window_messages;
+	st->window_bytes = 0;
+	st->window_messages = 0;
+	if (!sm_backlog(msg, &backlog))
+		return;
+	if (!backlog) {
+		st->smallest_mean = 0;
+		return;
+	}
+	if (!mean)
+		mean = 1;
+	if (!st->smallest_mean || mean < st->smallest_mean)
+		st->smallest_mean = mean;
+	cost = backlog + (__u64)backlog * SM_MESSAGE_COST / st->smallest_mean;
+	cfg = sm_configuration();
+	if (!cfg || !cfg->backlog_limit || cost <= cfg->backlog_limit)
+		return;
+	st->latch = SM_PASS; /* from the next message on */
+	st->reason = SM_WHY_SLOW_READER;
+	SM_COUNT(slow_reader);
+}
+
 SEC("sk_msg")
 int sm_msg(struct sk_msg_md *msg)
 {
@@ -79,6 +136,7 @@ int sm_msg(struct sk_msg_md *msg)
 	}
 	st->redirected_bytes += size;
 	SM_COUNT_BYTES(redirected_messages, redirected_bytes, size);
+	sm_watch_backlog(msg, st, size);
 	return SK_PASS;
 pass:
 	st->passed_bytes += size;

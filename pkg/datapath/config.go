@@ -33,6 +33,10 @@ type Config struct {
 	// through to the Service or to the address itself.
 	FailClosed bool
 
+	// BacklogLimit is how much memory redirected bytes may hold at a receiver that doesn't read, per direction, before
+	// the direction goes on by TCP, which stops the sender; default 4 MiB.
+	BacklogLimit uint32
+
 	// ProxyMark defaults to the constant of that name, OutboundPort likewise.
 	ProxyMark    uint32
 	OutboundPort uint16
@@ -93,6 +97,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.ProxyMark == 0 {
 		c.ProxyMark = ProxyMark
+	}
+	if c.BacklogLimit == 0 {
+		c.BacklogLimit = 4 << 20
 	}
 	if c.OutboundPort == 0 {
 		c.OutboundPort = OutboundPort

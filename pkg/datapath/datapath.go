@@ -154,7 +154,8 @@ func (d *Datapath) setFlags(bits, mask uint32) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	flags := d.flags&^mask | bits&mask
-	value := configValue{Flags: flags, ProxyMark: d.cfg.ProxyMark, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion}
+	value := configValue{Flags: flags, ProxyMark: d.cfg.ProxyMark, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion,
+		BacklogLimit: d.cfg.BacklogLimit}
 	if err := d.objs.config().Put(uint32(0), value); err != nil {
 		return fmt.Errorf("write sm_config: %w", err)
 	}

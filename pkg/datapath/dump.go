@@ -71,7 +71,7 @@ func decode(v reflect.Value, scalarName string) map[string]any {
 	out := map[string]any{}
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
-		if f.Name == "_" || f.Name == "Pad" {
+		if f.Name == "_" || strings.HasPrefix(f.Name, "Pad") {
 			continue
 		}
 		if a, ok := v.Field(i).Interface().([16]uint8); ok {

@@ -59,6 +59,7 @@ var reasons = [...]string{
 	"the first bytes left before the other end was enrolled",
 	"the other end was not enrolled at the first message",
 	"the other end has closed",
+	"the other end left too much unread; TCP holds the sender back",
 }
 
 // Socket is one socket that the datapath knows.

@@ -28,12 +28,14 @@ type sockmeshSmClaimKey struct {
 }
 
 type sockmeshSmConfig struct {
-	_         structs.HostLayout
-	Flags     uint32
-	ProxyMark uint32
-	ProxyPort uint16
-	Pad       uint16
-	Layout    uint32
+	_            structs.HostLayout
+	Flags        uint32
+	ProxyMark    uint32
+	ProxyPort    uint16
+	Pad          uint16
+	Layout       uint32
+	BacklogLimit uint32
+	Pad2         uint32
 }
 
 type sockmeshSmCounters struct {
@@ -55,6 +57,7 @@ type sockmeshSmCounters struct {
 	TurnedBlocking     uint64
 	PeerMissing        uint64
 	PeerGone           uint64
+	SlowReader         uint64
 	RedirectedMessages uint64
 	RedirectedBytes    uint64
 	PassedMessages     uint64
@@ -125,7 +128,9 @@ type sockmeshSmSock struct {
 	Latch           uint8
 	Reason          uint8
 	Error           int16
-	Pad             uint32
+	WindowBytes     uint32
+	WindowMessages  uint32
+	SmallestMean    uint32
 }
 
 type sockmeshSmSocketRow struct {
@@ -143,7 +148,9 @@ type sockmeshSmSocketRow struct {
 		Latch           uint8
 		Reason          uint8
 		Error           int16
-		Pad             uint32
+		WindowBytes     uint32
+		WindowMessages  uint32
+		SmallestMean    uint32
 	}
 	Local      [16]uint8
 	Remote     [16]uint8

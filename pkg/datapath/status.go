@@ -77,6 +77,7 @@ type Counters struct {
 	TurnedBlocking     uint64 `json:"turned_blocking"`
 	PeerMissing        uint64 `json:"peer_missing"`
 	PeerGone           uint64 `json:"peer_gone"`
+	SlowReader         uint64 `json:"slow_reader"` // directions that went back to TCP because too much lay unread
 	RedirectedMessages uint64 `json:"redirected_messages"`
 	RedirectedBytes    uint64 `json:"redirected_bytes"`
 	PassedMessages     uint64 `json:"passed_messages"`
