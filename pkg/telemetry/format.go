@@ -146,16 +146,17 @@ func (f *Format) Literal() (string, bool) {
 	return "", false
 }
 
-// Append appends the text that the format gives for r, as it is: for header values. What is not known prints as "-".
+// Append appends the text that the format gives for r, as it is: for header values, where what is not known is left
+// out.
 func (f *Format) Append(dst []byte, r *Record) []byte {
 	for i := range f.pieces {
-		dst, _ = f.pieces[i].append(dst, r, "-")
+		dst, _ = f.pieces[i].append(dst, r, "")
 	}
 	return dst
 }
 
-// AppendText does the same for a line of a text log: what a client or server could have put into a value to
-// forge a line or a field is escaped.
+// AppendText does the same for a line of a text log: what is not known prints as missing, and what a client or server
+// could have put into a value to forge a line or a field is escaped.
 func (f *Format) AppendText(dst []byte, r *Record, missing string) []byte {
 	for i := range f.pieces {
 		p := &f.pieces[i]

@@ -81,7 +81,7 @@ func TestOperatorsSayWhatEnvoySays(t *testing.T) {
 			t.Errorf("%s: %v", format, err)
 			continue
 		}
-		if got := string(f.Append(nil, sampleRecord())); got != want {
+		if got := string(f.AppendText(nil, sampleRecord(), "-")); got != want {
 			t.Errorf("%s:\ngot  %s\nwant %s", format, got, want)
 		}
 	}
@@ -89,6 +89,16 @@ func TestOperatorsSayWhatEnvoySays(t *testing.T) {
 	f, err := CompileFormat("%HOSTNAME%")
 	if err != nil || string(f.Append(nil, &Record{})) != name {
 		t.Errorf("HOSTNAME: %v", err)
+	}
+}
+
+func TestAHeaderValueIsTakenAsItIs(t *testing.T) {
+	f, err := CompileFormat("<%REQ(USER-AGENT)%|%REQ(X-ABSENT)%|\"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\">")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(f.Append(nil, sampleRecord())); got != "<curl/8.5.0||\"10.0.0.3\">" {
+		t.Error(got)
 	}
 }
 
