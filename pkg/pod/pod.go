@@ -54,11 +54,11 @@ type Pod struct {
 // A Handler is told which pods are here. All calls come from one goroutine.
 type Handler interface {
 	// PodReady: the pod's namespace is known and, if it is enrolled, its listeners are open. It may be called again
-	// for the same UID when something changed; the newest description counts. Netns and Listeners then hold only
-	// what is new with this call (a pod that was enrolled meanwhile, a [::1] that came late), usually nothing.
+	// for the same UID when something changed; the newest description counts. Netns and Listeners come once, with
+	// the first call in which the pod is enrolled.
 	PodReady(p Pod)
-	// PodGone: the pod or its namespace is gone, or it is no longer enrolled (then PodReady follows with
-	// Enrolled false). Everything received for it must be closed.
+	// PodGone: the pod or its namespace is gone. Everything received for it must be closed. PodReady may follow at
+	// once, if the pod is no longer enrolled, or got an IPv6 loopback, or is in another namespace.
 	PodGone(uid string)
 }
 

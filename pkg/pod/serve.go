@@ -75,6 +75,14 @@ func (m *Manager) listening(b *bound, now time.Time) bool {
 		return s.has4 && s.announced != nil
 	}
 	got := b.space.open(m.cfg.OutboundPort, !s.has4, !s.has6)
+	if len(got.fds) > 0 && s.announced != nil && s.announced.Enrolled {
+		// ::1 came late. The Handler gets all listeners at once or none, so it starts afresh with this pod.
+		for _, fd := range got.fds {
+			closeFD(fd)
+		}
+		m.retract(b)
+		return m.listening(b, now)
+	}
 	s.has4, s.has6 = s.has4 || got.has4, s.has6 || got.has6
 	s.pending = append(s.pending, got.fds...)
 	switch {

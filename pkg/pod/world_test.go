@@ -244,6 +244,9 @@ func (w *witness) PodReady(p Pod) {
 	}
 	w.owns[p.Cookie] = p.UID
 	s.Pod = p
+	if p.Netns != nil && len(s.files) > 0 {
+		w.t.Errorf("pod %s was given its listeners twice", p.UID)
+	}
 	if p.Netns != nil {
 		s.files = append(s.files, p.Netns)
 	}
