@@ -26,8 +26,7 @@ func (w *world) killed(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	w.agent.Kill()
-	killed := time.Now()
+	killed := w.agent.KillTimed()
 	for _, l := range loads {
 		if err := l.WaitRequests(ctx, 500); err != nil {
 			return "", fmt.Errorf("after the kill: %w", err)
@@ -42,7 +41,7 @@ func (w *world) killed(ctx context.Context) (string, error) {
 			return "", err
 		}
 		requests, failed = requests+r.Requests, failed+r.Failed
-		unexplained = append(unexplained, lab.OutsideOf(r.Failures, killed)...)
+		unexplained = append(unexplained, killed.OutsideOf(r.Failures)...)
 		for k, n := range r.Answers {
 			total[k] += n
 		}
@@ -51,7 +50,7 @@ func (w *world) killed(ctx context.Context) (string, error) {
 	seen := fmt.Sprintf("%d requests: %s; %d broke with the process, %d afterwards", requests, sorted(total), failed-uint64(len(unexplained)), len(unexplained))
 	if len(unexplained) > 0 {
 		f := unexplained[0]
-		return "", fmt.Errorf("%s; the first %d ms after the kill: %s", seen, f.At.Sub(killed).Milliseconds(), f.Error)
+		return "", fmt.Errorf("%s; the first %d ms after the kill: %s", seen, f.At.Sub(killed.From).Milliseconds(), f.Error)
 	}
 	if direct < 1000 {
 		return "", fmt.Errorf("%s; too few without the proxy", seen)

@@ -119,25 +119,30 @@ func lastFailure(r traffic.Report) string {
 	return f.At.Format("15:04:05.000 ") + f.Error
 }
 
-// OutsideOf returns the failures that the end of a process at the given moment does not explain. It explains those
-// whose connection was older than that, once each, and those of connections that were just being made.
-func OutsideOf(failures []traffic.Failure, killed time.Time) []traffic.Failure {
+// Window is the time in which a process was being killed: from just before the signal until its end was seen. Its
+// sockets close somewhere in between.
+type Window struct{ From, Until time.Time }
+
+// KillTimed is Kill that says when.
+func (p *Process) KillTimed() Window {
+	from := time.Now()
+	p.Kill()
+	return Window{from, time.Now()}
+}
+
+// OutsideOf returns the failures that the end of the process does not explain. It explains those of connections that
+// were made before its end and broke after the signal, and of connects in between.
+func (w Window) OutsideOf(failures []traffic.Failure) []traffic.Failure {
+	const slack = 5 * time.Millisecond // between what happens and when the generator's thread takes its time
 	var rest []traffic.Failure
 	for _, f := range failures {
 		made := f.Connected
 		if made.IsZero() {
-			made = f.At // its connect failed: only just as the listener went away is that the killed process's doing
-			killed := killed.Add(5 * time.Millisecond)
-			if f.At.Before(killed) && f.At.After(killed.Add(-10*time.Millisecond)) {
-				continue
-			}
+			made = f.At
+		}
+		if f.At.Before(w.From.Add(-slack)) || made.After(w.Until.Add(slack)) {
 			rest = append(rest, f)
-			continue
 		}
-		if !made.After(killed.Add(5*time.Millisecond)) && !f.At.Before(killed.Add(-5*time.Millisecond)) {
-			continue
-		}
-		rest = append(rest, f)
 	}
 	return rest
 }

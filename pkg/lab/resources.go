@@ -126,16 +126,22 @@ func Routes(name string, routes ...Route) Resource {
 	}
 }
 
-// Cluster takes its endpoints over EDS and asks for no limits that a test could run into.
+// Cluster takes its endpoints over EDS, with Envoy's default limits.
 func Cluster(name string) Resource {
 	return Resource{
 		"@type": typeURL + "config.cluster.v3.Cluster", "name": name,
 		"type": "EDS", "connect_timeout": "5s",
 		"eds_cluster_config": object{"eds_config": adsSource()},
-		"circuit_breakers": object{"thresholds": list{object{
-			"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000, "max_retries": 1000,
-		}}},
 	}
+}
+
+// WithoutLimits lifts a cluster's circuit breakers so high that nothing runs into them. A limit is counted by the proxy,
+// so it keeps TCP listeners over the cluster out of the kernel.
+func (r Resource) WithoutLimits() Resource {
+	r["circuit_breakers"] = object{"thresholds": list{object{
+		"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000, "max_retries": 1000,
+	}}}
+	return r
 }
 
 // Endpoints of a cluster, in one locality.

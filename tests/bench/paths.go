@@ -102,7 +102,7 @@ func (w *world) sockmesh(acceleration string) setUp {
 			// The access log keeps it in the proxy, which is what is measured; else the kernel would do it alone.
 			listener = lab.TCPListener("bench", weights, "/dev/null", target)
 		}
-		if err := w.lab.WriteXDS("bench", lab.Cluster("server"), lab.Endpoints("server", w.backend(s)), listener,
+		if err := w.lab.WriteXDS("bench", lab.Cluster("server").WithoutLimits(), lab.Endpoints("server", w.backend(s)), listener,
 			lab.Routes("bench", lab.Route{Clusters: weights})); err != nil {
 			return setup{}, err
 		}

@@ -72,8 +72,7 @@ func TestControlPlaneKilledAndRestarted(t *testing.T) {
 func TestAgentKilledAndRestarted(t *testing.T) {
 	w := newWorld(t, anywhere)
 	kept, fresh := w.load(false), w.load(true)
-	w.agent.Kill()
-	killed := time.Now()
+	killed := w.agent.KillTimed()
 	w.must(kept.WaitRequests(w.ctx, 1000))
 	w.must(fresh.WaitRequests(w.ctx, 1000))
 	w.startAgent()
@@ -82,11 +81,11 @@ func TestAgentKilledAndRestarted(t *testing.T) {
 	for name, load := range map[string]*lab.Load{"kept connections": kept, "a connection per request": fresh} {
 		r, err := load.Stop()
 		w.must(err)
-		outside := lab.OutsideOf(r.Failures, killed)
+		outside := killed.OutsideOf(r.Failures)
 		t.Logf("%s: %d requests, %d failed, %d of them not explained by the kill; answers: %v", name, r.Requests, r.Failed, len(outside), r.Answers)
 		if len(outside) > 0 {
 			t.Errorf("%s: %d requests failed that were not in the killed process; the first, %s after the kill: %+v",
-				name, len(outside), outside[0].At.Sub(killed), outside[0])
+				name, len(outside), outside[0].At.Sub(killed.From), outside[0])
 		}
 		if r.Failed-uint64(len(outside)) > 64 {
 			t.Errorf("%s: %d requests broke with the process, and there were 64 connections", name, r.Failed)
