@@ -157,7 +157,7 @@ func (f *logFile) flush() (last bool) {
 		f.note(data, lines, n, err)
 	}
 	// A burst's memory is given back.
-	if cap(data) > 4*logFlush {
+	if cap(data) > 8*logFlush {
 		data = nil
 	}
 	f.spare = data

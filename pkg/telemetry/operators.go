@@ -239,16 +239,33 @@ func headerGetter(arg string) (func(*header.Block) ([]byte, bool), error) {
 	if name == "" || hasAlternative && (alternative == "" || strings.Contains(alternative, "?")) {
 		return nil, fmt.Errorf("%q is not NAME or NAME?ALTERNATIVE", arg)
 	}
+	first, second := lookup(name), lookup(alternative)
 	return func(b *header.Block) ([]byte, bool) {
 		if b == nil {
 			return nil, false
 		}
-		v, ok := b.GetName(name)
+		v, ok := first(b)
 		if !ok && hasAlternative {
-			v, ok = b.GetName(alternative)
+			v, ok = second(b)
 		}
 		return v, ok
 	}, nil
+}
+
+// lookup finds out once what kind of name it is.
+func lookup(name string) func(*header.Block) ([]byte, bool) {
+	if id := header.Lookup(name); id != header.None {
+		return func(b *header.Block) ([]byte, bool) { return b.Get(id) }
+	}
+	switch name {
+	case ":method":
+		return func(b *header.Block) ([]byte, bool) { v := b.Method(); return v, v != nil }
+	case ":path":
+		return func(b *header.Block) ([]byte, bool) { v := b.Path(); return v, v != nil }
+	case ":authority", "host":
+		return func(b *header.Block) ([]byte, bool) { return b.Authority(), b.HasAuthority() }
+	}
+	return func(b *header.Block) ([]byte, bool) { return b.GetName(name) }
 }
 
 func withoutQuery(arg string) (valueFunc, error) {

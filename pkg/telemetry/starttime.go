@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -18,9 +19,10 @@ func compileTime(arg string, local bool) (*timeFormat, error) {
 	}
 	f := &timeFormat{local: local}
 	for i := 0; i < len(arg); i++ {
-		if arg[i] != '%' {
-			c := arg[i]
-			f.add(func(dst []byte, _ time.Time) []byte { return append(dst, c) })
+		if n := strings.IndexByte(arg[i:]+"%", '%'); n > 0 {
+			text := arg[i : i+n]
+			f.add(func(dst []byte, _ time.Time) []byte { return append(dst, text...) })
+			i += n - 1
 			continue
 		}
 		i++
