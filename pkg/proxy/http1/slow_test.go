@@ -22,13 +22,14 @@ func TestSlowInputIsLookedAtOnce(t *testing.T) {
 		p.Init(&Options{})
 		p.Next(&head, nil)
 		from := 0
+		const version = len(" HTTP/1.1\r\n") // the end of a request line is read as a whole
 		for to := range input {
 			n, ev, err := p.Parse([]byte(input[from : to+1]))
 			if err != nil || ev != NeedMore {
 				t.Fatalf("%s: %v, %v", name, ev, err)
 			}
 			from += n
-			if again := to + 1 - from - p.line.scan; again > 1 {
+			if again := to + 1 - from - p.line.scan; again > version {
 				t.Fatalf("%s: after %d bytes, %d of them will be looked at again", name, to+1, again)
 			}
 		}
