@@ -95,7 +95,7 @@ struct sm_config {
 	__u16 proxy_port;
 	__u16 pad;
 	__u32 layout;
-	__u32 backlog_limit; /* bytes of memory that redirected messages may hold unread, per direction */
+	__u32 backlog_limit; /* memory that redirected messages may hold unread, per direction: see skmsg.bpf.c */
 	__u32 pad2;
 };
 

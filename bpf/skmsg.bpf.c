@@ -46,18 +46,22 @@ static __always_inline bool sm_peer_absent(struct sk_msg_md *msg, struct sm_sock
  * windows applies. So the sender looks at that queue every now and then, and where too much lies unread the direction
  * goes on by TCP, which stops the sender. One-way, as every change of the latch.
  *
+ * Towards the proxy the limit is backlog_limit. Towards an application it is HARD_FACTOR times that while the machine
+ * has memory to spare: on many kernels FIONREAD of an enrolled socket counts redirected bytes only (kernel.md 7), so
+ * an application that trusts it may stall once its bytes come by TCP. The proxy doesn't ask.
+ *
  * The queue's length is known in bytes; what a message costs beside its bytes is not, so it's estimated by the smallest
  * mean size of a window of messages since the queue was last seen empty. */
 #define SM_MESSAGE_COST 1024 /* a struct sk_msg and the slack of its pages */
 #define SM_WINDOW_COST (64 * 1024)
+#define SM_HARD_FACTOR 16
 
-static __always_inline bool sm_backlog(struct sk_msg_md *msg, __u32 *bytes)
+/* The bytes that the receiver of this message, which has just been redirected, has not read. */
+static __always_inline bool sm_backlog(struct sock *peer, __u32 *bytes)
 {
-	struct sk_msg *kernel = (struct sk_msg *)msg; /* what the context really is */
-	struct sock *peer = BPF_CORE_READ(kernel, sk_redir);
 	struct sk_psock *psock = NULL;
 
-	if (!peer || !bpf_core_field_exists(psock->msg_tot_len))
+	if (!bpf_core_field_exists(psock->msg_tot_len))
 		return false;
 	/* the lower bits are flags */
 	psock = (struct sk_psock *)((unsigned long)BPF_CORE_READ(peer, sk_user_data) & ~7ul);
@@ -67,11 +71,23 @@ static __always_inline bool sm_backlog(struct sk_msg_md *msg, __u32 *bytes)
 	return true;
 }
 
+/* Has TCP taken half of what it may take before it feels pressure? */
+static __always_inline bool sm_memory_is_short(struct sock *peer)
+{
+	struct proto *prot = BPF_CORE_READ(peer, __sk_common.skc_prot);
+	long allocated = BPF_CORE_READ(prot, memory_allocated, counter), low = 0;
+
+	bpf_probe_read_kernel(&low, sizeof(low), BPF_CORE_READ(prot, sysctl_mem));
+	return allocated * 2 > low;
+}
+
 static __always_inline void sm_watch_backlog(struct sk_msg_md *msg, struct sm_sock *st, __u32 size)
 {
+	struct sk_msg *kernel = (struct sk_msg *)msg; /* what the context really is */
 	struct sm_config *cfg;
 	__u32 backlog, mean;
-	__u64 cost;
+	__u64 cost, limit;
+	struct sock *peer;
 
 	st->window_bytes += size;
 	st->window_messages++;
@@ -80,7 +96,8 @@ static __always_inline void sm_watch_backlog(struct sk_msg_md *msg, struct sm_so
 	mean = st->window_bytes / st->window_messages;
 	st->window_bytes = 0;
 	st->window_messages = 0;
-	if (!sm_backlog(msg, &backlog))
+	peer = BPF_CORE_READ(kernel, sk_redir);
+	if (!peer || !sm_backlog(peer, &backlog))
 		return;
 	if (!backlog) {
 		st->smallest_mean = 0;
@@ -92,7 +109,11 @@ static __always_inline void sm_watch_backlog(struct sk_msg_md *msg, struct sm_so
 		st->smallest_mean = mean;
 	cost = backlog + (__u64)backlog * SM_MESSAGE_COST / st->smallest_mean;
 	cfg = sm_configuration();
-	if (!cfg || !cfg->backlog_limit || cost <= cfg->backlog_limit)
+	limit = cfg ? cfg->backlog_limit : 0;
+	if (!limit || cost <= limit)
+		return;
+	if (st->role != SM_ROLE_CLIENT && st->role != SM_ROLE_SERVER && cost <= limit * SM_HARD_FACTOR &&
+	    !sm_memory_is_short(peer))
 		return;
 	st->latch = SM_PASS; /* from the next message on */
 	st->reason = SM_WHY_SLOW_READER;

@@ -34,7 +34,8 @@ type Config struct {
 	FailClosed bool
 
 	// BacklogLimit is how much memory redirected bytes may hold at a receiver that doesn't read, per direction, before
-	// the direction goes on by TCP, which stops the sender; default 4 MiB.
+	// the direction goes on by TCP, which stops the sender; default 4 MiB. Towards applications it is 16 times that
+	// while TCP uses little of the machine's memory: bpf/skmsg.bpf.c says why.
 	BacklogLimit uint32
 
 	// ProxyMark defaults to the constant of that name, OutboundPort likewise.

@@ -109,8 +109,13 @@ func (d *Datapath) start() error {
 		}
 	}
 	if d.cfg.Acceleration {
-		err := d.attachMsg()
-		d.probes.add("sk_msg", err, "bytes are never redirected socket to socket")
+		err := d.probes.fionread()
+		if e := d.attachMsg(); e != nil {
+			err = e
+			d.probes.add("sk_msg", e, "bytes are never redirected socket to socket")
+		} else {
+			d.probes.add("sk_msg", nil, "")
+		}
 		if err == nil {
 			want |= flagAccelerate
 		} else {
@@ -166,15 +171,12 @@ func (d *Datapath) setFlags(bits, mask uint32) error {
 // SetAcceleration switches redirection of new connections on or off at run time; reason is what status says while it
 // is off. Connections that are being redirected go on.
 func (d *Datapath) SetAcceleration(on bool, reason string) error {
+	var bits uint32
 	if on {
 		if err := d.attachMsg(); err != nil {
 			return err
 		}
-		reason = ""
-	}
-	var bits uint32
-	if on {
-		bits = flagAccelerate
+		bits, reason = flagAccelerate, ""
 	}
 	if err := d.setFlags(bits, flagAccelerate); err != nil {
 		return err

@@ -139,7 +139,7 @@ func TestEndingsLookLikePlainTCP(t *testing.T) {
 // A reader that never reads must stop its sender, whatever the size of the messages, and must find every byte in order
 // when it reads at last: those that were redirected, and those that TCP took over.
 func TestReaderThatNeverReadsStopsItsSender(t *testing.T) {
-	m := newMeshed(t, func(c *Config) { c.AcceleratePods = true })
+	m := newMeshed(t, func(c *Config) { c.AcceleratePods, c.BacklogLimit = true, 256<<10 })
 	m.d.Reconciler().SetClaims(nil)
 	flush(t, m.d)
 	read := make(chan struct{})

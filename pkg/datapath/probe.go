@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // Features are tried, never concluded from a version string: distributions backport, and hardened kernels take away.
@@ -77,4 +78,22 @@ func (p *probeList) setRetval() bool {
 	}
 	p.add("set_retval", err, "refused connections read EPERM instead of ECONNREFUSED")
 	return err == nil
+}
+
+// fionread looks for the kernel's own count of redirected bytes (929e30f93125). Without it FIONREAD of a redirected
+// socket reads 0 while bytes are waiting, and applications that trust it (nginx, Java, .NET) stall.
+func (p *probeList) fionread() error {
+	err := errors.New("this kernel does not count redirected bytes in FIONREAD, so applications that ask for it would stall")
+	if spec, e := btf.LoadKernelSpec(); e == nil {
+		var psock *btf.Struct
+		if spec.TypeByName("sk_psock", &psock) == nil {
+			for _, m := range psock.Members {
+				if m.Name == "msg_tot_len" {
+					err = nil
+				}
+			}
+		}
+	}
+	p.add("fionread", err, "acceleration stays off")
+	return err
 }
