@@ -58,8 +58,11 @@ type Agent struct {
 	// serving: pods are being looked for, because the proxy knows what to do with their connections.
 	serving  atomic.Bool
 	draining atomic.Bool
-	failed   chan error // the first part that ended with an error
-	parts    sync.WaitGroup
+	// succeeded: another agent has been started beside this one and has taken over.
+	succeeded   atomic.Bool
+	stopWriting context.CancelFunc // ends the datapath's reconciler
+	failed      chan error         // the first part that ended with an error
+	parts       sync.WaitGroup
 }
 
 // New prepares the machine and every part; nothing that pods could notice happens before Run, except that programs
@@ -215,7 +218,9 @@ func (a *Agent) start(ctx context.Context) error {
 		"cgroup", a.cfg.CgroupRoot, "bpffs", a.cfg.BPFFS, "loops", a.cfg.Concurrency)
 	rec := a.datapath.Reconciler()
 	a.engine.Start()
-	a.part("datapath", ctx, rec.Run)
+	var writing context.Context
+	writing, a.stopWriting = context.WithCancel(ctx)
+	a.part("datapath", writing, rec.Run)
 	a.part("publisher", ctx, func(ctx context.Context) error { a.publisher.run(ctx); return nil })
 	if err := a.startCanary(); err != nil {
 		return err
@@ -227,6 +232,7 @@ func (a *Agent) start(ctx context.Context) error {
 	if a.admin, err = admin.Listen(path, admin.Handler(a), a.log); err != nil {
 		return err
 	}
+	a.part("succession", ctx, func(ctx context.Context) error { a.awaitSuccessor(ctx); return nil })
 	if a.cfg.Metrics != config.Off {
 		if a.web, err = listenWeb(a.cfg.Metrics, a.registry(), a.notReady, a.log); err != nil {
 			return err
@@ -247,6 +253,30 @@ func (a *Agent) start(ctx context.Context) error {
 	}
 	a.part("canary", ctx, a.flyCanary)
 	return nil
+}
+
+// successionPoll is how often an agent looks whether another one has taken over.
+const successionPoll = 250 * time.Millisecond
+
+// awaitSuccessor stops this agent from writing to the kernel's tables as soon as another agent has taken the admin
+// socket's name: at an upgrade the new agent starts beside the old one, and two writers with their own views (of
+// pods, at least of their canaries) would undo each other's work. Connections are served until SIGTERM comes.
+func (a *Agent) awaitSuccessor(ctx context.Context) {
+	defer a.stopWriting()
+	tick := time.NewTicker(successionPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if a.admin.Replaced() {
+			a.succeeded.Store(true)
+			a.log.Warn("another agent has taken over: this one only serves what it has, and waits for SIGTERM", "admin", a.cfg.Admin)
+			return
+		}
+	}
 }
 
 // part runs a piece in a goroutine; its error ends the agent.
@@ -293,7 +323,7 @@ func (a *Agent) flyCanary(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-a.publisher.first:
-		a.canaryLoop.run(ctx)
+		a.canaryLoop.run(ctx, a.succeeded.Load)
 	}
 	return nil
 }

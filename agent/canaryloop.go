@@ -29,9 +29,9 @@ func newCanaryLoop(check func(context.Context) (time.Duration, error), log *slog
 	return &canaryLoop{check: check, log: log, last: api.Canary{Error: "no canary connection has been made yet"}}
 }
 
-// run checks until ctx ends.
-func (c *canaryLoop) run(ctx context.Context) {
-	for {
+// run checks until ctx ends or stop says so.
+func (c *canaryLoop) run(ctx context.Context, stop func() bool) {
+	for !stop() {
 		took, err := c.check(ctx)
 		if ctx.Err() != nil {
 			return

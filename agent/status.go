@@ -61,6 +61,9 @@ func (a *Agent) notReady() []string {
 	if a.draining.Load() {
 		add("draining: the agent is shutting down")
 	}
+	if a.succeeded.Load() {
+		add("succeeded: another agent has taken over")
+	}
 	if a.source != nil {
 		if k := a.source.Status(); !k.Synced {
 			add("kubernetes: %s has not been listed in full (waiting for %s)", k.Source, strings.Join(k.Waiting, ", "))

@@ -76,7 +76,7 @@ func TestCanaryResultIsKept(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); c.run(ctx) }()
+	go func() { defer close(done); c.run(ctx, func() bool { return false }) }()
 	results <- errors.New("refused")
 	results <- nil // soon after a failure
 	for end := time.Now().Add(10 * time.Second); !c.status().OK && time.Now().Before(end); time.Sleep(time.Millisecond) {

@@ -109,11 +109,17 @@ func listenPrivate(path string) (*net.UnixListener, error) {
 	return ul, nil
 }
 
+// Replaced says whether another agent's socket has taken the name.
+func (s *Server) Replaced() bool {
+	id, err := identify(s.path)
+	return err == nil && id != s.id
+}
+
 // Close stops serving, after the requests under way or when ctx ends, and removes the socket unless another
 // agent's has taken its place.
 func (s *Server) Close(ctx context.Context) error {
-	if id, err := identify(s.path); err == nil && id == s.id {
-		if err := os.Remove(s.path); err != nil {
+	if !s.Replaced() {
+		if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.log.Warn("the admin socket could not be removed", "path", s.path, "error", err)
 		}
 	}
