@@ -235,3 +235,16 @@ func indent(s string, n int) string {
 	}
 	return strings.Join(lines, "\n") + "\n"
 }
+
+// ShrinkBacklog makes a listening socket's queue as short as can be.
+func ShrinkBacklog(t testing.TB, ln *net.TCPListener) {
+	t.Helper()
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -89,6 +89,9 @@ type Proxy struct {
 	// Server may be used within Do only.
 	Server  *phttp.Server
 	Records chan Record
+	// SourceOf tells pods apart by the client's address; nil: one source for all. Set it before the first
+	// connection.
+	SourceOf func(peer netip.AddrPort) *stream.Source
 
 	snap      atomic.Pointer[mesh.Snapshot]
 	upstreams *upstream.Manager
@@ -142,8 +145,12 @@ func Run(s *mesh.Snapshot) (*Proxy, error) {
 			id++
 			now := p.snap.Load()
 			c := l.Adopt(fd, peer, nobody{}, loop.Options{})
+			source := p.source
+			if p.SourceOf != nil {
+				source = p.SourceOf(peer)
+			}
 			p.Server.ServeConn(c, &stream.ConnInfo{
-				Source: p.source, Listener: now.Listeners[0], Chain: chainOf(now.Listeners[0]),
+				Source: source, Listener: now.Listeners[0], Chain: chainOf(now.Listeners[0]),
 				Orig: netip.MustParseAddrPort(addr), Peer: peer, ID: id,
 			})
 		})
@@ -217,6 +224,20 @@ func (p *Proxy) observe(r *telemetry.Record) {
 		rec.Path = string(r.Request.Path())
 	}
 	p.Records <- rec
+}
+
+// Settled waits until nothing is in progress: no request, no downstream connection, and says what is left.
+func (p *Proxy) Settled(t testing.TB) phttp.Stats {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+		st := p.Stats()
+		if st.Connections == 0 && st.Requests == 0 && st.PoolWaiting == 0 && st.PoolConnecting == 0 {
+			return st
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still in progress: %+v", st)
+		}
+	}
 }
 
 // Record waits for the record of the request that finishes next.
