@@ -182,17 +182,19 @@ func TestHostileValuesCannotForgeALine(t *testing.T) {
 	}
 }
 
+// The expected lines are what Envoy 1.40 writes for the same configuration.
 func TestJSONKeepsTypes(t *testing.T) {
 	config := map[string]any{
 		"code": "%RESPONSE_CODE%", "took": "%DURATION%", "none": "%REQ(X-ABSENT)%", "mixed": "%PROTOCOL%/%REQ(X-ABSENT)%",
 		"flags": "%RESPONSE_FLAGS%", "lit": "a\"b", "list": []any{"%BYTES_SENT%", 1.5, true, nil},
-		"nested": map[string]any{"late": "%RESPONSE_DURATION%", "z": "%REQ(:METHOD)%"},
+		"nested": map[string]any{"late": "%RESPONSE_DURATION%", "z": "%REQ(:METHOD)%"}, "empty": map[string]any{"a": "%REQ(X-ABSENT)%"},
+		"env": "%ENVIRONMENT(SOCKMESH_TEST_NONE)%",
 	}
 	r := sampleRecord()
 	r.ResponseBegin = 0
 	for omit, want := range map[bool]string{
-		false: `{"code":200,"flags":"-","list":[1234,1.5,true,null],"lit":"a\"b","mixed":"HTTP/1.1/-","nested":{"late":null,"z":"GET"},"none":null,"took":16}`,
-		true:  `{"code":200,"flags":"-","list":[1234,1.5,true,null],"lit":"a\"b","mixed":"HTTP/1.1/","nested":{"z":"GET"},"took":16}`,
+		false: `{"code":200,"empty":{"a":null},"env":"-","flags":"-","list":[1234,"1.5",true,null],"lit":"a\"b","mixed":"HTTP/1.1/-","nested":{"late":null,"z":"GET"},"none":null,"took":16}`,
+		true:  `{"code":200,"env":"-","flags":"-","list":[1234,"1.5",true],"lit":"a\"b","mixed":"HTTP/1.1/","nested":{"z":"GET"},"took":16}`,
 	} {
 		lg, err := Compile(&mesh.AccessLog{JSON: config, OmitEmpty: omit})
 		if err != nil {

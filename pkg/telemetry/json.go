@@ -56,25 +56,28 @@ func compileJSON(v any, field string) (jsonNode, error) {
 			return jsonNode{literal: string(appendJSONString(nil, lit))}, nil
 		}
 		return jsonNode{format: f}, nil
-	case nil, bool, float64, int, int64, uint64, json.Number:
+	case nil, bool:
 		b, err := json.Marshal(v)
 		return jsonNode{literal: string(b)}, err
+	case float64, int, int64, uint64, json.Number:
+		// Envoy writes a number that stands in the configuration as a string; whoever reads its logs expects that.
+		b, err := json.Marshal(v)
+		return jsonNode{literal: `"` + string(b) + `"`}, err
 	}
 	return jsonNode{}, fmt.Errorf("%s: a %T cannot stand in a JSON format", field, v)
 }
 
-// append appends the node's value; with omit, null members are left out and unknown parts of text are empty.
+// append appends the node's value; with omit, as in Envoy, nulls and empty objects are left out of what contains them, and
+// unknown parts of text are empty.
 func (n *jsonNode) append(dst []byte, r *Record, omit bool) []byte {
 	switch {
 	case n.format != nil:
 		return n.appendLeaf(dst, r, omit)
 	case n.isArray:
 		dst = append(dst, '[')
+		first := true
 		for i := range n.values {
-			if i > 0 {
-				dst = append(dst, ',')
-			}
-			dst = n.values[i].append(dst, r, omit)
+			dst, first = n.values[i].appendMember(dst, "", first, r, omit)
 		}
 		return append(dst, ']')
 	case n.keys == nil:
@@ -83,20 +86,25 @@ func (n *jsonNode) append(dst []byte, r *Record, omit bool) []byte {
 	dst = append(dst, '{')
 	first := true
 	for i, key := range n.keys {
-		at := len(dst)
-		if !first {
-			dst = append(dst, ',')
-		}
-		dst = append(dst, key...)
-		value := len(dst)
-		dst = n.values[i].append(dst, r, omit)
-		if omit && string(dst[value:]) == "null" {
-			dst = dst[:at]
-			continue
-		}
-		first = false
+		dst, first = n.values[i].appendMember(dst, key, first, r, omit)
 	}
 	return append(dst, '}')
+}
+
+// appendMember appends the node as a member of an object (with its key) or of an array. It returns whether the next
+// member is still the first.
+func (n *jsonNode) appendMember(dst []byte, key string, first bool, r *Record, omit bool) ([]byte, bool) {
+	at := len(dst)
+	if !first {
+		dst = append(dst, ',')
+	}
+	dst = append(dst, key...)
+	value := len(dst)
+	dst = n.append(dst, r, omit)
+	if v := dst[value:]; omit && (string(v) == "null" || string(v) == "{}") {
+		return dst[:at], first
+	}
+	return dst, false
 }
 
 func (n *jsonNode) appendLeaf(dst []byte, r *Record, omit bool) []byte {

@@ -329,5 +329,8 @@ func hostname(string) (valueFunc, error) {
 
 func environment(name string) (valueFunc, error) {
 	v, ok := os.LookupEnv(name)
-	return func(dst []byte, _ *Record) ([]byte, bool) { return append(dst, v...), ok }, nil
+	if !ok {
+		v = "-" // in JSON too
+	}
+	return func(dst []byte, _ *Record) ([]byte, bool) { return append(dst, v...), true }, nil
 }

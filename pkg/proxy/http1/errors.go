@@ -5,7 +5,7 @@ package http1
 type ParseError struct {
 	// Status is what a server answers (400, 426, 431, 501); a client treats any as a broken upstream (502).
 	Status int
-	// Detail is Envoy's response code detail, e.g. "http1.codec_error".
+	// Detail is Envoy's response code detail, e.g. "http1.codec_error": the one that Envoy 1.40 gives for the same input.
 	Detail string
 	// Reason says what is wrong, for logs.
 	Reason string
@@ -20,6 +20,8 @@ func bad(detail, reason string) *ParseError { return &ParseError{400, detail, re
 var (
 	ErrMethod          = bad("http1.codec_error", "invalid method")
 	ErrTarget          = bad("http1.invalid_url", "invalid request target")
+	ErrFragment        = bad("path_normalization_failed", "fragment in the request target")
+	ErrScheme          = bad("http1.invalid_scheme", "request target with a scheme other than http and https")
 	ErrAbsoluteForm    = bad("http1.invalid_url", "request target in absolute form is not allowed here")
 	ErrVersion         = bad("http1.codec_error", "invalid HTTP version")
 	ErrStatusLine      = bad("http1.codec_error", "invalid status line")
@@ -34,7 +36,7 @@ var (
 	ErrLengthAndTE     = bad("http1.content_length_and_chunked_not_allowed", "content-length beside transfer-encoding")
 	ErrLengthForbidden = bad("http1.content_length_not_allowed", "content-length where none is allowed")
 	ErrTEForbidden     = bad("http1.transfer_encoding_not_allowed", "transfer-encoding where none is allowed")
-	ErrHost            = bad("http1.codec_error", "invalid host")
+	ErrHost            = bad("http.invalid_authority", "invalid host")
 	ErrDuplicateHost   = bad("http1.codec_error", "more than one host")
 	ErrMissingHost     = bad("missing_host_header", "no host in an HTTP/1.1 request")
 	ErrUnderscore      = bad("http1.unexpected_underscore", "underscore in a field name")

@@ -129,7 +129,7 @@ func (p *RequestParser) target(line []byte, base, from, to int) *ParseError {
 		// A fragment is not for the wire (RFC 9112 section 3.2); what treats it as path and what does not disagree about
 		// the route.
 		if bytes.IndexByte(t, '#') >= 0 {
-			return ErrTarget
+			return ErrFragment
 		}
 		p.head.StagePath(base+from, len(t))
 		return nil
@@ -151,6 +151,8 @@ func (p *RequestParser) absoluteForm(t []byte, off int, isOptions bool) *ParseEr
 		host = 7
 	case len(t) > 8 && header.EqualFold(t[:8], "https://"):
 		host, p.isHTTPS = 8, true
+	case bytes.Contains(t, []byte("://")):
+		return ErrScheme
 	default:
 		return ErrTarget
 	}
@@ -162,8 +164,11 @@ func (p *RequestParser) absoluteForm(t []byte, off int, isOptions bool) *ParseEr
 	for path < len(t) && t[path] != '/' && t[path] != '?' && t[path] != '#' {
 		path++
 	}
-	if path == host || !validHost(t[host:path]) || bytes.IndexByte(t, '#') >= 0 {
+	switch {
+	case path == host || !validHost(t[host:path]):
 		return ErrTarget
+	case bytes.IndexByte(t, '#') >= 0:
+		return ErrFragment
 	}
 	p.head.StageAuthority(off+host, path-host)
 	p.line.host |= targetHost
