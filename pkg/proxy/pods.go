@@ -77,6 +77,10 @@ func (e *Engine) AddPod(pod Pod, listenerFDs []int) error {
 		return fail(fmt.Errorf("network namespace %d is served already, for pod %s", pod.Key, e.pods[pod.Key].source.Workload.Pod))
 	}
 	e.pods[pod.Key] = p
+	// Every loop knows the pod before any can accept for it.
+	for _, w := range e.workers {
+		w.loop.Post(func() { w.addPod(p) })
+	}
 	for _, fd := range listenerFDs {
 		w := e.workers[e.nextLoop%len(e.workers)]
 		e.nextLoop++
@@ -126,8 +130,20 @@ func (e *Engine) closeListeners(p *podState) {
 	p.listeners = nil
 }
 
+// addPod makes a pod known to a loop. If it was there before and has not quite left, that ends now: pools and
+// sockets of the two must not mix.
+func (w *Worker) addPod(p *podState) {
+	if old := w.pods[p.source.Key]; old != nil {
+		w.forgetPod(old)
+	}
+	w.pods[p.source.Key] = p
+}
+
 // removePod lets a loop's connections of a pod end.
 func (w *Worker) removePod(p *podState) {
+	if w.pods[p.source.Key] != p {
+		return
+	}
 	w.http.DrainListener(func(in *stream.ConnInfo) bool { return in.Source == p.source })
 	if w.e.cfg.PodDrain < 0 || p.active.Load() == 0 {
 		w.forgetPod(p)
@@ -137,6 +153,9 @@ func (w *Worker) removePod(p *podState) {
 	end := w.loop.Now() + int64(w.e.cfg.PodDrain)
 	t := new(loop.Timer)
 	t.Init(func() {
+		if w.pods[p.source.Key] != p {
+			return
+		}
 		if p.active.Load() == 0 || w.loop.Now() >= end {
 			w.forgetPod(p)
 			return
@@ -148,6 +167,7 @@ func (w *Worker) removePod(p *podState) {
 
 // forgetPod ends what a loop still has of a pod; the last loop closes its network namespace.
 func (w *Worker) forgetPod(p *podState) {
+	delete(w.pods, p.source.Key)
 	p.gone.Store(true)
 	for d := w.conns.next; d != &w.conns; d = d.next {
 		if d.pod == p {

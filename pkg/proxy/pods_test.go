@@ -201,6 +201,38 @@ func TestDrainLetsConnectionsEndAndAcceptsNoMore(t *testing.T) {
 	}
 }
 
+// TestAPodThatComesBackWhileItIsDrainedIsServed: a label taken away and put back at once.
+func TestAPodThatComesBackWhileItIsDrainedIsServed(t *testing.T) {
+	w := newWorld(t)
+	go serveEcho(listenIn(t, w.server, "10.98.0.2:8080"), "!", nil)
+	o := &origin{}
+	o.set("10.96.0.1:80")
+	e := startEngine(t, Config{OriginalDst: o.lookUp, PodDrain: 200 * time.Millisecond})
+	e.SetSnapshot(snapshot(1, []*mesh.Listener{listener(t, "l", "10.96.0.1:80", false, tcpChain(to("a")))}, clusterOf("a", "10.98.0.2:8080")))
+	w.addPod(t, e, 7)
+	old := mustDialIn(t, w.pod, "127.0.0.1:15001")
+	read(t, old, 1)
+	e.RemovePod(7)
+	eventually(t, "the port is free", func() bool {
+		c, err := dialIn(t, w.pod, "127.0.0.1:15001")
+		if err == nil {
+			c.Close()
+		}
+		return errors.Is(err, unix.ECONNREFUSED)
+	})
+	w.addPod(t, e, 7)
+	c := mustDialIn(t, w.pod, "127.0.0.1:15001")
+	read(t, c, 1)
+	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("what the drained pod still had: %v", err)
+	}
+	time.Sleep(400 * time.Millisecond) // the old drain would be over
+	_, _ = c.Write([]byte("hello"))
+	if got := read(t, c, 5); got != "hello" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestPodsComeAndGo: many namespaces, each served and removed, some with connections.
 func TestPodsComeAndGo(t *testing.T) {
 	o := &origin{}

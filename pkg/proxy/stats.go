@@ -84,38 +84,47 @@ func (e *Engine) Stats() Stats {
 type ClusterStats struct {
 	Name string `json:"name"`
 	// In use now, over both priorities, as the circuit breakers count.
-	Connections, Pending, Requests, Retries int64
-	// Overflows of the circuit breakers, by resource, and requests dropped by drop_overloads.
-	ConnectionOverflows, PendingOverflows, RequestOverflows, RetryOverflows, Dropped uint64
-	Hosts                                                                            []HostStats `json:"hosts"`
+	Connections int64 `json:"connections"`
+	Pending     int64 `json:"pending"`
+	Requests    int64 `json:"requests"`
+	Retries     int64 `json:"retries"`
+	// Refused by the circuit breakers.
+	ConnectionOverflows uint64 `json:"connection_overflows"`
+	PendingOverflows    uint64 `json:"pending_overflows"`
+	RequestOverflows    uint64 `json:"request_overflows"`
+	RetryOverflows      uint64 `json:"retry_overflows"`
+	// Dropped by drop_overloads.
+	Dropped uint64      `json:"dropped"`
+	Hosts   []HostStats `json:"hosts"`
 }
 
 // HostStats is an endpoint summed over loops.
 type HostStats struct {
-	Address                                  netip.AddrPort
-	Hostname                                 string `json:",omitempty"`
-	ActiveConns, ActiveRequests              int
-	Conns, Requests, ConnectFailures, Errors uint64
+	Address         netip.AddrPort `json:"address"`
+	Hostname        string         `json:"hostname,omitempty"`
+	ActiveConns     int            `json:"active_connections"`
+	ActiveRequests  int            `json:"active_requests"`
+	Conns           uint64         `json:"connections"`
+	Requests        uint64         `json:"requests"`
+	ConnectFailures uint64         `json:"connect_failures"`
+	Errors          uint64         `json:"errors"`
 }
 
 // Clusters asks every loop what it knows of its clusters.
 func (e *Engine) Clusters(ctx context.Context) ([]ClusterStats, error) {
-	type part struct {
-		list []ClusterStats
-	}
-	parts := make(chan part, len(e.workers))
+	parts := make(chan []ClusterStats, len(e.workers))
 	asked := 0
 	for _, w := range e.workers {
-		if w.loop.Post(func() { parts <- part{w.clusters()} }) {
+		if w.loop.Post(func() { parts <- w.clusters() }) {
 			asked++
 		}
 	}
 	sum := map[string]*ClusterStats{}
 	for range asked {
 		select {
-		case p := <-parts:
-			for i := range p.list {
-				merge(sum, &p.list[i])
+		case list := <-parts:
+			for i := range list {
+				merge(sum, &list[i])
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()

@@ -24,6 +24,7 @@ type Worker struct {
 	http      HTTPServer
 	shard     *telemetry.Shard
 
+	pods  map[uint64]*podState
 	conns downstream   // list head: accepted connections
 	load  atomic.Int64 // accepted connections assigned to this loop
 }
@@ -42,7 +43,7 @@ func newWorker(e *Engine, index int) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Worker{e: e, loop: l, log: e.log.With("loop", index)}
+	w := &Worker{e: e, loop: l, log: e.log.With("loop", index), pods: map[uint64]*podState{}}
 	w.conns.next, w.conns.prev = &w.conns, &w.conns
 	w.upstreams = upstream.NewManager(l, upstream.Config{Shared: e.shared, Snapshot: w.Snapshot, Logger: w.log})
 	w.shard = e.cfg.Metrics.NewShard(func(fn func()) {
