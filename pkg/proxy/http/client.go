@@ -124,6 +124,7 @@ func (cc *clientConn) attach(w *stream.Wait) {
 	cc.reqDone, cc.respDone, cc.tunnel, cc.paused = false, false, false, false
 	cc.keepAlive, cc.upgrade = true, w.Upgrade
 	cc.info.Sent, cc.info.Received, cc.info.HeadSent, cc.info.HeadReceived = 0, 0, 0, 0
+	cc.info.Answered = false
 	var kind http1.RequestKind
 	switch {
 	case string(w.Method) == http.MethodHead:
@@ -175,6 +176,7 @@ func (cc *clientConn) worn() bool {
 func (cc *clientConn) OnData(c *loop.Conn, b []byte) int {
 	switch cc.state {
 	case busy:
+		cc.info.Answered = true
 	case unused:
 		// Nothing was asked. An endpoint that talks all the same (a time-out's 408, a late byte of the last
 		// response) must not have it taken for the answer to the next request.
@@ -284,7 +286,7 @@ func (cc *clientConn) OnEOF(c *loop.Conn) {
 // cutReason is what an end in the middle of the exchange means: an endpoint that has begun to answer has broken the
 // protocol, one that has not said a byte has just gone.
 func (cc *clientConn) cutReason() stream.Reason {
-	if cc.info.Received > 0 && !cc.tunnel {
+	if cc.info.Answered && !cc.tunnel {
 		return stream.ProtocolError
 	}
 	return stream.ConnectionTermination

@@ -24,6 +24,7 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
+	_ "github.com/sockmesh/sockmesh/pkg/xds/envoyapi" // every type that an Any may hold
 )
 
 // Snapshot compiles the static resources of a bootstrap.

@@ -22,23 +22,22 @@ const (
 // attempt is one try at one endpoint. A request has at most one at a time, and uses the same value for all of
 // them: it is the Opener that waits for a connection, then the Handler of the upstream stream.
 type attempt struct {
-	r      *Request
-	phase  phase
-	wait   stream.Wait
-	up     stream.Stream
-	info   *stream.UpstreamInfo
-	host   *upstream.Host
-	pick   upstream.PickContext
-	active int64
-	// begun: a byte of the response has been seen. replayed: a stale connection was replaced already.
-	begun, replayed bool
+	r        *Request
+	phase    phase
+	wait     stream.Wait
+	up       stream.Stream
+	info     *stream.UpstreamInfo
+	host     *upstream.Host
+	pick     upstream.PickContext
+	active   int64
+	replayed bool // a stale connection was replaced already
 }
 
 func (t *attempt) clear() {
 	t.phase, t.up, t.info, t.host = idle, nil, nil, nil
 	t.wait = stream.Wait{}
 	t.pick = upstream.PickContext{}
-	t.active, t.begun, t.replayed = 0, false, false
+	t.active, t.replayed = 0, false
 }
 
 // pick chooses an endpoint, other than those tried already where the retry policy asks for that.
@@ -84,7 +83,7 @@ func (r *Request) launch(host *upstream.Host, fresh bool) {
 	w.Head, w.Trailers = &r.resp, &r.respTrailers
 	w.Method = r.head.Method()
 	w.Upgrade, w.Fresh, w.Priority = r.upgrade, fresh, r.route.Action.Priority
-	t.phase, t.begun = waiting, false
+	t.phase = waiting
 	r.rt.deps.Pools.Get(r.info.Source, r.cluster, host).Open(w)
 }
 
@@ -202,7 +201,7 @@ func (t *attempt) OnOpenFailed(reason stream.Reason, detail string) {
 func (t *attempt) OnReset(reason stream.Reason, detail string) {
 	r := t.r
 	t.host.Errors++
-	stale := reason == stream.ConnectionTermination && !t.begun && t.info.Received == 0 && t.info.Requests > 0
+	stale := reason == stream.ConnectionTermination && !t.info.Answered && t.info.Requests > 0
 	if reason == stream.ProtocolError {
 		r.rt.deps.Shard.Stats.ProtocolErrors++
 	}
@@ -248,7 +247,6 @@ func (r *Request) attemptFailed(reason stream.Reason, detail string, sent bool) 
 
 // OnInformational passes a 1xx head on, except 100: that one was answered by us, if it was asked for.
 func (t *attempt) OnInformational(h *header.Block) {
-	t.begun = true
 	t.touch()
 	if h.Status() != http.StatusContinue && !t.r.respStarted && t.r.rec.Protocol != telemetry.HTTP10 {
 		t.r.down.SendInformational(h)
@@ -263,7 +261,6 @@ func (t *attempt) touch() {
 // OnHeaders passes the response on, or takes another try.
 func (t *attempt) OnHeaders(end bool) {
 	r := t.r
-	t.begun = true
 	t.touch()
 	r.rec.ResponseBegin = t.active
 	r.due.try = 0

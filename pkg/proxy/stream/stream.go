@@ -119,6 +119,8 @@ type UpstreamInfo struct {
 	Requests uint64
 	// Bytes on the wire for this exchange, heads included, and of the heads alone.
 	Sent, Received, HeadSent, HeadReceived uint64
+	// Answered: at least a byte has come back.
+	Answered bool
 }
 
 // ServerStream is the downstream side's Stream.
