@@ -67,7 +67,7 @@ func TestSmugglingShapesAreRefused(t *testing.T) {
 		"a fragment":                      {"GET /a#b HTTP/1.1\r\n", ErrFragment},
 		"a relative target":               {"GET a HTTP/1.1\r\n", ErrTarget},
 		"a fragment of an absolute URL":   {"GET http://a/#b HTTP/1.1\r\n", ErrFragment},
-		"a bare scheme":                   {"GET http:// HTTP/1.1\r\n", ErrScheme},
+		"a bare scheme":                   {"GET http:// HTTP/1.1\r\n", ErrTarget},
 		"another scheme":                  {"GET ftp://a/ HTTP/1.1\r\n", ErrScheme},
 		"an absolute URL without host":    {"GET http:///a HTTP/1.1\r\n", ErrTarget},
 		"the asterisk with GET":           {"GET * HTTP/1.1\r\n", ErrTarget},

@@ -147,9 +147,9 @@ func (p *RequestParser) target(line []byte, base, from, to int) *ParseError {
 func (p *RequestParser) absoluteForm(t []byte, off int, isOptions bool) *ParseError {
 	host := 0
 	switch {
-	case len(t) > 7 && header.EqualFold(t[:7], "http://"):
+	case len(t) >= 7 && header.EqualFold(t[:7], "http://"):
 		host = 7
-	case len(t) > 8 && header.EqualFold(t[:8], "https://"):
+	case len(t) >= 8 && header.EqualFold(t[:8], "https://"):
 		host, p.isHTTPS = 8, true
 	case bytes.Contains(t, []byte("://")):
 		return ErrScheme
