@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,7 +87,7 @@ func (w *Worker) refuse(d *downstream, fd int, why refusal) {
 	if l := d.info.Listener; l != nil && len(l.AccessLog) > 0 && w.e.cfg.Logs != nil {
 		now := w.loop.Now()
 		w.tcp.Log(l.AccessLog, &telemetry.Record{
-			StartTime: w.loop.Time().UnixNano(), Begin: now, End: now, Flags: telemetry.NR, Listener: l.Name,
+			StartTime: time.Now().UnixNano(), Begin: now, End: now, Flags: telemetry.NR, Listener: l.Name,
 			ConnectionID: d.info.ID, Details: "filter_chain_not_found", Source: d.info.Source.Workload,
 			DownstreamRemote: d.info.Peer, DownstreamDirect: d.info.Peer, DownstreamLocal: d.info.Orig,
 		})

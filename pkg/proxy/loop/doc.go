@@ -17,5 +17,9 @@
 // right for every socket. Interest is changed lazily: a connection whose reading is paused keeps EPOLLIN until
 // an event really arrives, so that pausing and resuming around a request costs no system call.
 //
+// The rooms: loop.go is the turn of the wheel and its work lists; epoll.go the backend; listen.go and dial.go how
+// connections begin; conn.go what their owners may do with them; connio.go how bytes come and go; buffer.go and
+// timer.go what is lent; netns.go where sockets are made; sys.go the system calls.
+//
 // No splice(2), sendfile(2) or io.Copy anywhere: they never see bytes that were redirected by sk_msg.
 package loop

@@ -149,9 +149,6 @@ func (l *Loop) Index() int { return l.cfg.Index }
 // Now is a monotonic clock in nanoseconds, the same for all loops, read once per wake-up.
 func (l *Loop) Now() int64 { return l.now }
 
-// Time is Now as wall-clock time.
-func (l *Loop) Time() time.Time { return birth.Add(time.Duration(l.now)) }
-
 func (l *Loop) readClock() { l.now = int64(time.Since(birth)) }
 
 // Post has fn called on the loop's thread soon. It returns false, and fn will never run, if the loop has

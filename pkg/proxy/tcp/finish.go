@@ -9,7 +9,7 @@ import (
 // record begins the session's telemetry.
 func (ses *session) record(now int64) {
 	r, info := &ses.rec, ses.info
-	r.StartTime = ses.s.deps.Loop.Time().UnixNano()
+	r.StartTime = time.Now().UnixNano()
 	r.Begin = now
 	r.Listener, r.FilterChain = info.Listener.Name, info.Chain.Name
 	r.ConnectionID = info.ID

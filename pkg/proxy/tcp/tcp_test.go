@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -297,6 +298,58 @@ func TestThousandsOfConnectionsLeaveNothingBehind(t *testing.T) {
 			t.Errorf("stats %+v", s)
 		}
 	})
+}
+
+// TestOutOfDescriptorsCostsOneConnection: the client's socket takes the last descriptor, none is left for the
+// upstream's.
+func TestOutOfDescriptorsCostsOneConnection(t *testing.T) {
+	r := newRig(t, proxyTo("a"), clusterOf("a", backend(t, echo)))
+	good := dial(t, r.addr)
+	turn := func(c *net.TCPConn) error {
+		if _, err := c.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, make([]byte, 1))
+		return err
+	}
+	if err := turn(good); err != nil {
+		t.Fatal(err)
+	}
+	late, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(late)
+	for fd := 3; fd < late; fd++ { // leave no gap
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			if n, err := unix.FcntlInt(uintptr(late), unix.F_DUPFD_CLOEXEC, fd); err == nil {
+				defer unix.Close(n)
+			}
+		}
+	}
+	var was unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &was)
+	low := was
+	low.Cur = uint64(late + 2) // one more
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	cerr := unix.Connect(late, &unix.SockaddrInet4{Port: int(r.addr.Port()), Addr: r.addr.Addr().As4()})
+	var rec telemetry.Record
+	if cerr == nil || errors.Is(cerr, unix.ECONNRESET) {
+		rec = r.end()
+	}
+	again := turn(good)
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &was)
+	if rec.Flags != telemetry.UF|telemetry.URX || !strings.Contains(rec.UpstreamTransportFailure, "too many open files") {
+		t.Errorf("flags %s, %q; connect %v", rec.Flags, rec.UpstreamTransportFailure, cerr)
+	}
+	if again != nil {
+		t.Errorf("an open connection suffered: %v", again)
+	}
+	if err := turn(dial(t, r.addr)); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
 }
 
 func BenchmarkEcho(b *testing.B) {
