@@ -176,6 +176,17 @@ func (c *compiler) chainMatch(at *path, m *listenerv3.FilterChainMatch) ChainMat
 		ALPN:        m.GetApplicationProtocols(),
 		SourceType:  SourceType(m.GetSourceType()),
 	}
+	// The matcher knows these, but nothing looks into a connection's first bytes yet, so such a chain would never
+	// be chosen.
+	if len(m.GetServerNames()) > 0 {
+		c.refuse(at.field("server_names"), "choosing by SNI is not supported yet")
+	}
+	if len(m.GetApplicationProtocols()) > 0 {
+		c.refuse(at.field("application_protocols"), "choosing by protocol is not supported yet")
+	}
+	if t := m.GetTransportProtocol(); t != "" && t != "raw_buffer" {
+		c.refuse(at.field("transport_protocol"), "%q is not supported yet, only raw_buffer", t)
+	}
 	for _, port := range m.GetSourcePorts() {
 		match.SrcPorts = append(match.SrcPorts, uint16(port))
 	}
