@@ -64,7 +64,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		if err != nil {
 			mark, seen, failed = "FAIL", err.Error(), failed+1
 		}
-		printf("  %s %-34s %s\n", mark, s.title, strings.ReplaceAll(strings.TrimSpace(seen), "\n", "\n"+strings.Repeat(" ", 42)))
+		printf("  %s %-36s %s\n", mark, s.title, strings.ReplaceAll(strings.TrimSpace(seen), "\n", "\n"+strings.Repeat(" ", 44)))
 	}
 	printf("\n%d passed, %d failed, %.1f s\n", len(w.steps())-failed, failed, time.Since(began).Seconds())
 

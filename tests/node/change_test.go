@@ -178,16 +178,31 @@ func TestPodsComeAndGo(t *testing.T) {
 func TestBadInputDisturbsNothing(t *testing.T) {
 	w := newWorld(t, anywhere)
 	load := w.load(true)
-	for name, bad := range map[string]struct{ folder, text string }{
-		"not-yaml.yaml":   {"manifests", "kind: [\n"},
-		"no-kind.yaml":    {"manifests", "apiVersion: v1\nmetadata: {name: x}\n"},
-		"bad-ip.yaml":     {"manifests", "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: x}\nspec: {clusterIP: 10.96.0.999, clusterIPs: [10.96.0.999], ports: [{port: 80}]}\n"},
-		"half.yaml":       {"xds", "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: [half\n"},
-		"no-name.yaml":    {"xds", "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: \"\"\ntype: EDS\n"},
-		"bad-filter.yaml": {"xds", badListener},
-	} {
-		w.must(w.WriteText(bad.folder, name, bad.text))
+	manifests := map[string]string{
+		"not-yaml.yaml": "kind: [\n",
+		"no-kind.yaml":  "apiVersion: v1\nmetadata: {name: x}\n",
+		"bad-ip.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: x}\n" +
+			"spec: {clusterIP: 10.96.0.999, clusterIPs: [10.96.0.999], ports: [{port: 80}]}\n",
 	}
+	for name, text := range manifests {
+		w.must(w.WriteText("manifests", name, text))
+	}
+	// The control plane serves nothing new while a file does not parse; it says which.
+	w.must(w.WriteText("xds", "half.yaml", "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: [half\n"))
+	w.eventually("both logs name the bad files", func() error {
+		for name := range manifests {
+			if !strings.Contains(w.agent.Output(), name) {
+				return fmt.Errorf("the agent's log does not name %s", name)
+			}
+		}
+		if !strings.Contains(w.control.Output(), "half.yaml") {
+			return errors.New("the control plane's log does not name half.yaml")
+		}
+		return nil
+	})
+	w.must(w.RemoveXDS("half"))
+	// It serves what parses but means nothing; the agent refuses that by name and field.
+	w.must(w.WriteText("xds", "bad-filter.yaml", badListener))
 	w.must(w.WaitStatus(w.ctx, "the bad listener refused by name", func(s lab.Status) bool {
 		for _, r := range s.XDS.Rejected {
 			if r.Name == "bad" && strings.Contains(r.Error, "no.such.filter") {
@@ -196,25 +211,19 @@ func TestBadInputDisturbsNothing(t *testing.T) {
 		}
 		return false
 	}))
-	w.must(load.WaitRequests(w.ctx, 1000))
-	// What is good among the bad still applies.
+	// What is good among the bad still applies: a weight over xDS, a Service from the folder.
 	w.weights(0, 100)
-	w.eventually("a good change beside the bad files", func() error {
+	w.eventually("a good change beside the bad ones", func() error {
 		if c := w.curl(w.client, w.shop.VIP(0), 50); c["v2/proxied "+w.client.Addr4().String()] != 50 {
 			return fmt.Errorf("answers: %v", c)
 		}
 		return nil
 	})
+	good := lab.ServiceSpec{Namespace: "x", Name: "good", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.8.8")}, Port: 80, TargetPort: 8080, Backends: []*lab.Pod{w.v1}}
+	w.must(w.SetService(good))
+	w.eventually("a good Service beside the bad one", func() error { _, err := w.tryCurl(w.client, good.VIP(0), 1); return err })
+	w.must(load.WaitRequests(w.ctx, 500))
 	w.finish(load)
-	log := w.agent.Output()
-	for _, file := range []string{"not-yaml.yaml", "bad-ip.yaml"} {
-		if !strings.Contains(log, file) {
-			t.Errorf("the agent's log does not name %s", file)
-		}
-	}
-	if log := w.control.Output(); !strings.Contains(log, "half.yaml") {
-		t.Errorf("the control plane's log does not name half.yaml: %s", log)
-	}
 }
 
 const badListener = `
