@@ -86,8 +86,8 @@ func (s *Server) Stats() Stats {
 	return st
 }
 
-// ServeConn speaks HTTP on an accepted connection from now on; in.Chain.HTTP says how. in is kept and must not
-// change.
+// ServeConn speaks HTTP on an accepted connection from now on; in.Chain.HTTP says how. in is kept; its
+// owner may change Listener and Chain on the loop.
 func (s *Server) ServeConn(c *loop.Conn, in *stream.ConnInfo) {
 	newSession(s, c, in)
 }

@@ -50,7 +50,6 @@ func newSession(srv *Server, c *loop.Conn, in *stream.ConnInfo) {
 	s.next, s.prev = srv.sessions.next, &srv.sessions
 	s.next.prev, s.prev.next = s, s
 	srv.count++
-	srv.deps.Shard.Stats.ConnectionsAccepted++
 	s.parser.Init(srv.optionsOf(s.hcm))
 	s.timer.Init(s.onTimer)
 	s.draining = srv.draining
@@ -128,6 +127,10 @@ func blankLines(b []byte) int {
 
 // begin makes ready for a request whose first byte is there.
 func (s *session) begin() {
+	if now := s.in.Chain.HTTP; now != s.hcm { // the engine has taken over another configuration
+		s.hcm = now
+		s.parser.Init(s.srv.optionsOf(now))
+	}
 	s.idleBy = 0
 	s.reqDone, s.paused, s.upgrading = false, false, false
 	s.http10, s.keepAlive, s.isHead, s.isConnect = false, false, false, false
@@ -232,7 +235,6 @@ func (s *session) OnClose(*loop.Conn, error) {
 	s.next.prev, s.prev.next = s.prev, s.next
 	s.next, s.prev = nil, nil
 	s.srv.count--
-	s.srv.deps.Shard.Stats.ConnectionsClosed++
 }
 
 // drain ends the connection when its request is done.

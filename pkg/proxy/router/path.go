@@ -153,6 +153,8 @@ func normalizePath(dst []byte, path string) ([]byte, bool) {
 	for i := 0; i < n; i++ {
 		c := path[i]
 		switch c {
+		case 0:
+			return dst, false
 		case '\\':
 			dst = append(dst, '/')
 		case '%':

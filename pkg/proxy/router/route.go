@@ -12,7 +12,7 @@ import (
 
 // dispatch finds the route and does what it says.
 func (r *Request) dispatch() {
-	cfg := r.hcm.Routes
+	cfg := r.rt.routesIn(r.snap, r.hcm)
 	if cfg == nil {
 		r.rec.Flags |= telemetry.NR
 		r.reply(http.StatusNotFound, "", "route_configuration_not_found")

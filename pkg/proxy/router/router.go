@@ -72,6 +72,8 @@ type Router struct {
 	wall      int64 // Unix ns at mono
 	mono      int64
 	date      [len(http.TimeFormat)]byte
+	routes    map[*mesh.HTTPConnectionManager]*mesh.RouteConfig // of routesOf
+	routesOf  *mesh.Snapshot
 	formats   map[*mesh.HeaderAdd]*telemetry.Format
 	formatGen uint64
 	loggers   map[*mesh.AccessLog]*telemetry.Logger
@@ -90,6 +92,7 @@ func New(deps Deps) *Router {
 	_, _ = crand.Read(seed[:]) // never fails
 	rt := &Router{
 		deps: deps, loop: deps.Loop, rand: rand.NewChaCha8(seed),
+		routes:  map[*mesh.HTTPConnectionManager]*mesh.RouteConfig{},
 		formats: map[*mesh.HeaderAdd]*telemetry.Format{},
 		loggers: map[*mesh.AccessLog]*telemetry.Logger{},
 	}
@@ -145,6 +148,20 @@ func (rt *Router) put(r *Request) {
 	}
 	r.next, rt.free = rt.free, r
 	rt.freeLen++
+}
+
+// routesIn are the routes that a snapshot has for a connection manager, which may be an older one's.
+func (rt *Router) routesIn(s *mesh.Snapshot, h *mesh.HTTPConnectionManager) *mesh.RouteConfig {
+	if s != rt.routesOf {
+		clear(rt.routes)
+		rt.routesOf = s
+	}
+	rc, ok := rt.routes[h]
+	if !ok {
+		rc = s.Routes(h)
+		rt.routes[h] = rc
+	}
+	return rc
 }
 
 // wallAt is the wall-clock time of a monotonic one.

@@ -141,7 +141,8 @@ type Source struct {
 }
 
 // ConnInfo is what is known of a downstream connection before its first byte. It outlives the connection's
-// requests and is never changed.
+// requests. Its owner may bring Listener and Chain up to date on the connection's loop; requests to come use
+// them then.
 type ConnInfo struct {
 	Source   *Source // never nil
 	Listener *mesh.Listener
