@@ -76,7 +76,7 @@ func (l *Logs) release(r released) {
 	if r.file.users--; r.file.users == 0 && l.files[r.file.path] == r.file {
 		delete(l.files, r.file.path)
 		// A goroutine of its own: neither this lock nor the clean-up queue must wait for a disk.
-		go r.file.close()
+		go func() { _ = r.file.close() }() // its failures are in its statistics
 	}
 }
 

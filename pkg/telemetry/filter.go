@@ -80,7 +80,7 @@ func checkComparison(c mesh.Comparison) error {
 	case '=', '>', '<', '!':
 		return nil
 	}
-	return fmt.Errorf("comparison.op: %q is not one of =, >, <, !", c.Op)
+	return fmt.Errorf("comparison.op: %q is not one of !, =, > and <", c.Op)
 }
 
 func holds(c mesh.Comparison, v uint64) bool {

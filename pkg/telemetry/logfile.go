@@ -180,7 +180,7 @@ func (f *logFile) openAgain() {
 		f.note(nil, 0, 0, err)
 		return
 	}
-	f.out.Close()
+	_ = f.out.Close() // everything is written, and nobody will look
 	f.out = out
 }
 

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -122,12 +123,12 @@ func TestTheEndOfInputMeansSomething(t *testing.T) {
 		t.Error("a blank line is nothing")
 	}
 	feed("G")
-	if p.Idle() || p.EOF() != ErrUnexpectedEOF {
+	if p.Idle() || !errors.Is(p.EOF(), ErrUnexpectedEOF) {
 		t.Error("half a request is none")
 	}
 	p.Next(&head, nil)
 	feed("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab")
-	if p.Done() || p.EOF() != ErrUnexpectedEOF {
+	if p.Done() || !errors.Is(p.EOF(), ErrUnexpectedEOF) {
 		t.Error("half a body is none")
 	}
 	feed("c")
@@ -160,7 +161,7 @@ func TestTheEndOfInputMeansSomething(t *testing.T) {
 				break
 			}
 		}
-		if ev, err := r.EOF(); ev != c.ev || err != c.err {
+		if ev, err := r.EOF(); ev != c.ev || !errors.Is(err, c.err) {
 			t.Errorf("%q: %v, %v", c.in, ev, err)
 		}
 	}

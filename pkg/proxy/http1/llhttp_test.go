@@ -158,7 +158,6 @@ type logMessage struct {
 	fields, trailers        [][2]string
 	body                    strings.Builder
 	begun, headed, complete bool
-	inBody, valueOpen       bool
 }
 
 func (m *logMessage) render() string {
@@ -216,9 +215,6 @@ func fromLog(log []string) verdict {
 		}
 		x := spanRE.FindStringSubmatch(line)
 		if x == nil {
-			if strings.HasSuffix(line, "header_value complete") {
-				m.valueOpen = false
-			}
 			continue
 		}
 		text := x[2]

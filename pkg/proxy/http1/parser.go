@@ -100,7 +100,7 @@ func (m *message) body(b []byte) (n int, ev Event, err error) {
 	case atDone:
 		return 0, Complete, nil
 	}
-	return 0, NeedMore, m.err
+	return 0, NeedMore, m.err // failed before, and still
 }
 
 // begin puts the parser into the state that reads the body which framing announces.
