@@ -58,7 +58,7 @@ func TestTwoInstancesSideBySide(t *testing.T) {
 	must(t, Cleanup(Config{CgroupRoot: cgroupB, BPFFS: dB.cfg.BPFFS, Logger: w.cfg.Logger}))
 	expect(cgroupA, "a")
 	joinCgroup(t, cgroupB)
-	if got, err := client.ask(vip4); err == nil {
+	if got, err := client.ask(vip4, briefly); err == nil {
 		t.Errorf("after its cleanup the second still answers: %q", got)
 	}
 }
@@ -103,7 +103,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	}
 	// A running agent holds links and maps open; cleanup must work all the same.
 	must(t, Cleanup(w.cfg))
-	if got, err := client.ask(vip4); err == nil {
+	if got, err := client.ask(vip4, briefly); err == nil {
 		t.Errorf("still translated: %q", got)
 	}
 	if _, err := os.Stat(w.cfg.BPFFS); !errors.Is(err, os.ErrNotExist) {

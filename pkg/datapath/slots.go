@@ -123,7 +123,7 @@ func buildSlots(ids []uint32, weights []uint64) ([]slotValue, uint64) {
 	}
 	if equal {
 		for i, id := range ids {
-			out[i] = slotValue{Keep: 1, Backend: id, Other: id}
+			out[i] = evenSlot(id)
 		}
 		return out, 1
 	}

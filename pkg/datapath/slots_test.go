@@ -1,9 +1,11 @@
 package datapath
 
 import (
+	"maps"
 	"math/big"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
@@ -87,5 +89,69 @@ func TestEvenDropsDuplicates(t *testing.T) {
 	mapped := netip.MustParseAddrPort("[::ffff:10.0.0.1]:80")
 	if got := even([]netip.AddrPort{a, mapped, a}); len(got) != 1 || got[0].addr != a {
 		t.Errorf("got %v", got)
+	}
+}
+
+// Patching must lead to the wanted set, whatever changes, without ever naming a backend that is neither old nor new.
+func TestPatchLeadsToTheWantedSet(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	patched := 0
+	for range 20000 {
+		var now []slotValue
+		in := map[uint32]bool{}
+		for range r.IntN(60) {
+			id := uint32(1 + r.IntN(100))
+			if !in[id] || r.IntN(20) == 0 { // a crash may leave a backend twice
+				in[id] = true
+				now = append(now, evenSlot(id))
+			}
+		}
+		var want []uint32
+		wanted := map[uint32]bool{}
+		for _, s := range now {
+			if r.IntN(12) > 0 && !wanted[s.Backend] {
+				want, wanted[s.Backend] = append(want, s.Backend), true
+			}
+		}
+		for range r.IntN(4) {
+			if id := uint32(1 + r.IntN(200)); !wanted[id] {
+				want, wanted[id] = append(want, id), true
+			}
+		}
+		r.Shuffle(len(want), func(i, j int) { want[i], want[j] = want[j], want[i] })
+		before := append([]slotValue(nil), now...)
+		p, ok := planPatch(now, want)
+		if !slices.Equal(now, before) {
+			t.Fatal("the plan changed its input")
+		}
+		if !ok {
+			continue
+		}
+		patched++
+		after := append([]slotValue(nil), now...)
+		for _, e := range p.set {
+			if e.slot == len(after) {
+				after = append(after, slotValue{})
+			}
+			after[e.slot] = evenSlot(e.backend)
+			if !wanted[e.backend] && !in[e.backend] {
+				t.Fatalf("slot %d gets backend %d, which is neither old nor new", e.slot, e.backend)
+			}
+		}
+		got := map[uint32]bool{}
+		for _, s := range after[:p.size] {
+			if got[s.Backend] {
+				t.Fatalf("%v to %v: backend %d twice", before, want, s.Backend)
+			}
+			got[s.Backend] = true
+		}
+		if !maps.Equal(got, wanted) {
+			t.Fatalf("%v to %v gives %v", before, want, got)
+		}
+	}
+	if patched < 1000 {
+		t.Errorf("only %d of the changes were patched", patched)
 	}
 }

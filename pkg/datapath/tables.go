@@ -183,7 +183,14 @@ func setTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, k
 			next.Pool = t.nextPool
 		}
 	}
-	sameSlots := exists && (next.Pool == now.Pool) && slices.Equal(slots, old.slots)
+	samePool := exists && next.Pool == now.Pool
+	if samePool && next.Pool != 0 && sum == 1 && now.Weight == 1 {
+		if p, ok := planPatch(old.slots, ids); ok {
+			next.Slots = uint32(p.size)
+			return errors.Join(patchTarget(t, m, mirror, key, now, next, p), t.dropBackends(made))
+		}
+	}
+	sameSlots := samePool && slices.Equal(slots, old.slots)
 	if sameSlots && now == next {
 		return nil
 	}

@@ -321,6 +321,9 @@ func withMark(d *net.Dialer) {
 	}
 }
 
+// briefly gives up soon: for addresses that nobody answers.
+func briefly(d *net.Dialer) { d.Timeout = 300 * time.Millisecond }
+
 // dial connects from inside the namespace.
 func (n *ns) dial(to netip.AddrPort, opts ...dialOption) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: 10 * time.Second}
