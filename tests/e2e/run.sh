@@ -184,7 +184,7 @@ service() {
 }
 check "a Service made and deleted" service
 
-explained() { sockmesh explain --from shop/client "$shop" -H 'x-canary: always' | tail -n 1; }
+explained() { sockmesh explain --from shop/client "$shop" -H 'x-canary: always' | grep '^=>'; }
 check "sockmesh explain" explained
 
 echo "$passed passed, $failed failed"
