@@ -15,7 +15,6 @@ import (
 type ledger struct {
 	t        *testing.T
 	mu       sync.Mutex
-	inCall   bool
 	services map[service.Name]*service.Service
 	pods     map[string]*Pod // by UID
 	node     *Node

@@ -12,7 +12,9 @@ import (
 
 type remarks []string
 
-func (r *remarks) Warn(on Ref, reason, message string) { *r = append(*r, on.Name+" "+reason+" "+message) }
+func (r *remarks) Warn(on Ref, reason, message string) {
+	*r = append(*r, on.Name+" "+reason+" "+message)
+}
 
 // steps runs a table until it has nothing more to tell.
 func steps(t *table) {

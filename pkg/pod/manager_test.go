@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -144,7 +145,7 @@ func TestListenersAreOnThePodsLoopbackAndReadyForTheProxy(t *testing.T) {
 			t.Fatalf("accept on %s: %v", addr, err)
 		}
 		_ = unix.Close(accepted)
-		if _, _, err := unix.Accept(fd); err != unix.EAGAIN {
+		if _, _, err := unix.Accept(fd); !errors.Is(err, unix.EAGAIN) {
 			t.Errorf("%s blocks: %v", addr, err)
 		}
 		if flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 {
@@ -362,7 +363,7 @@ func TestOpenInNetnsBringsTheThreadHome(t *testing.T) {
 			t.Errorf("thread %s is in another namespace", task.Name())
 		}
 	}
-	if err := OpenInNetns(w.node, func() error { return os.ErrInvalid }); err != os.ErrInvalid {
+	if err := OpenInNetns(w.node, func() error { return os.ErrInvalid }); !errors.Is(err, os.ErrInvalid) {
 		t.Errorf("the error of open is lost: %v", err)
 	}
 	runtime.KeepAlive(w)

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -108,7 +109,7 @@ func (m *Manager) listening(b *bound, now time.Time) bool {
 func (m *Manager) problem(b *bound, now time.Time, err error) {
 	s := &b.serve
 	said := err.Error()
-	if err == errNoLoopback {
+	if errors.Is(err, errNoLoopback) {
 		said = "the loopback device in the pod's network namespace is down"
 	}
 	if s.problem != said {

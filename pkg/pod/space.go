@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -96,7 +97,7 @@ func (s *space) open(port uint16, need4, need6 bool) sockets {
 			switch {
 			case err == nil:
 				got.fds, got.has6 = append(got.fds, fd), true
-			case err == errNoLoopback:
+			case errors.Is(err, errNoLoopback):
 				got.wait6 = !ipv6Off()
 			default:
 				got.problem6 = err
