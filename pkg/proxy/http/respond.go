@@ -124,6 +124,7 @@ func (s *session) SendHeaders(h *header.Block, end bool) {
 	buf := http1.AppendResponseHead(s.srv.scratch[:0], h, f)
 	s.c.Write(buf)
 	s.srv.scratch = buf
+	s.req.Record().ResponseHeaderBytes = uint64(len(buf))
 	if s.tunnel {
 		s.paused = false
 		s.c.ResumeRead()

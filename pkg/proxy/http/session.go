@@ -31,6 +31,7 @@ type session struct {
 	endBy  int64 // max_connection_duration
 	count  uint32
 
+	headDone  bool // the request's head has been read
 	reqDone   bool // the request has been read completely
 	paused    bool // the router does not want the body now
 	upgrading bool // whether this becomes a tunnel is for the response to say
@@ -92,6 +93,9 @@ func (s *session) OnData(_ *loop.Conn, b []byte) int {
 		}
 		n, ev, err := s.parser.Parse(b[used:])
 		used += n
+		if !s.headDone {
+			s.req.Record().RequestHeaderBytes += uint64(n)
+		}
 		if err != nil {
 			s.refuse(err)
 			continue
@@ -132,10 +136,11 @@ func (s *session) begin() {
 		s.parser.Init(s.srv.optionsOf(now))
 	}
 	s.idleBy = 0
-	s.reqDone, s.paused, s.upgrading = false, false, false
+	s.headDone, s.reqDone, s.paused, s.upgrading = false, false, false, false
 	s.http10, s.keepAlive, s.isHead, s.isConnect = false, false, false, false
 	s.out = response{}
 	s.req = s.srv.router.Begin(s, s.in, &s.handle)
+	s.req.Record().Protocol = telemetry.HTTP11
 	s.parser.Next(s.req.Head(), s.req.Trailers())
 }
 
@@ -143,10 +148,9 @@ func (s *session) begin() {
 func (s *session) head() {
 	f := s.parser.Framing()
 	h := s.req.Head()
-	rec := s.req.Record()
-	rec.Protocol = telemetry.HTTP11
+	s.headDone = true
 	if f.HTTP10 {
-		rec.Protocol = telemetry.HTTP10
+		s.req.Record().Protocol = telemetry.HTTP10
 	}
 	s.count++
 	s.http10, s.keepAlive = f.HTTP10, f.KeepAlive

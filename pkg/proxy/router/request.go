@@ -125,8 +125,6 @@ func (r *Request) OnHeaders(end bool) {
 	r.active = now
 	r.due.headers = 0
 	r.isHead = r.head.MethodString() == http.MethodHead
-	r.rec.DownstreamDirect, r.rec.DownstreamRemote = r.info.Peer, r.info.Peer
-	r.rec.DownstreamLocal = r.info.Orig
 	if d := r.hcm.RequestTimeout; d > 0 && !end {
 		r.due.request = r.rec.Begin + int64(d)
 		r.arm(r.due.request)

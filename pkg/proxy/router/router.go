@@ -81,7 +81,7 @@ type Router struct {
 }
 
 // maxFree bounds the requests kept for later use.
-const maxFree = 4096
+const maxFree = 512
 
 // New returns a Router for the loop in deps.
 func New(deps Deps) *Router {
@@ -126,6 +126,7 @@ func (rt *Router) Begin(down stream.ServerStream, info *stream.ConnInfo, handle 
 	r.rec.Begin = now
 	r.rec.StartTime = rt.wallAt(now)
 	r.rec.Request = &r.head
+	r.rec.DownstreamDirect, r.rec.DownstreamRemote, r.rec.DownstreamLocal = info.Peer, info.Peer, info.Orig
 	rt.deps.Shard.Stats.RequestsStarted++
 	if d := r.hcm.RequestHeadersTimeout; d > 0 {
 		r.due.headers = now + int64(d)
