@@ -40,7 +40,7 @@ const (
 	defaultPodDrain       = 5 * time.Second
 	// spareFiles are left for everything that isn't a proxied connection: BPF maps, logs, the API server.
 	spareFiles = 512
-	// switchPatience is how long SetSnapshot waits for a loop, which needs microseconds.
+	// switchPatience is how long a call waits for the loops, which need microseconds.
 	switchPatience = 5 * time.Second
 )
 
@@ -203,22 +203,26 @@ func (e *Engine) SetSnapshot(s *mesh.Snapshot) {
 			asked++
 		}
 	}
-	if e.running {
-		late := time.NewTimer(switchPatience)
-		defer late.Stop()
-		for ; asked > 0; asked-- {
-			select {
-			case <-switched:
-				continue
-			case <-late.C:
-				e.log.Error("proxy loops have not taken over the configuration in time",
-					"generation", s.Generation, "loops", asked, "after", switchPatience)
-			}
-			break
-		}
-	}
+	e.await(switched, asked, "taken over the configuration")
 	if !e.draining {
 		e.bind(s)
+	}
+}
+
+// await waits until loops have answered n times. e.mu is held: loops never take it.
+func (e *Engine) await(done <-chan struct{}, n int, what string) {
+	if !e.running {
+		return
+	}
+	late := time.NewTimer(switchPatience)
+	defer late.Stop()
+	for ; n > 0; n-- {
+		select {
+		case <-done:
+		case <-late.C:
+			e.log.Error("proxy loops have not "+what+" in time", "loops", n, "after", switchPatience)
+			return
+		}
 	}
 }
 

@@ -100,19 +100,14 @@ func (e *Engine) closeIngress(in *ingress) {
 	if in.w == nil {
 		return
 	}
-	closed := make(chan struct{})
-	if !in.w.loop.Post(func() {
+	closed := make(chan struct{}, 1)
+	if in.w.loop.Post(func() {
 		if in.ln != nil {
 			in.ln.Drain()
 		}
-		close(closed)
-	}) {
-		return
-	}
-	// The address may be wanted by another listener right away.
-	select {
-	case <-closed:
-	case <-time.After(time.Second):
+		closed <- struct{}{}
+	}) { // waited for, because another listener may want the address right away
+		e.await(closed, 1, "closed a listener")
 	}
 }
 

@@ -99,8 +99,8 @@ func (e *Engine) AddPod(pod Pod, listenerFDs []int) error {
 	return nil
 }
 
-// RemovePod stops accepting a pod's connections at once and ends those that are open after Config.PodDrain.
-// It does not wait for that.
+// RemovePod stops accepting a pod's connections, which is done when it returns, and ends those that are open after
+// Config.PodDrain, for which it does not wait.
 func (e *Engine) RemovePod(key uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -117,17 +117,23 @@ func (e *Engine) RemovePod(key uint64) {
 	}
 }
 
-// closeListeners has a pod's listening sockets closed, after taking what waits in their queues: closing resets
-// it. e.mu is held.
+// closeListeners closes a pod's listening sockets, after taking what waits in their queues: closing resets it.
+// e.mu is held.
 func (e *Engine) closeListeners(p *podState) {
+	closed := make(chan struct{}, len(p.listeners))
+	asked := 0
 	for _, pl := range p.listeners {
-		pl.w.loop.Post(func() {
+		if pl.w.loop.Post(func() {
 			if pl.ln != nil {
 				pl.ln.Drain()
 			}
-		})
+			closed <- struct{}{}
+		}) {
+			asked++
+		}
 	}
 	p.listeners = nil
+	e.await(closed, asked, "closed a pod's listeners")
 }
 
 // addPod makes a pod known to a loop. If it was there before and has not quite left, that ends now: pools and

@@ -139,11 +139,11 @@ func TestConnectTimeOut(t *testing.T) {
 
 func TestIdleConnectionsAreClosedAndBusyOnesAreNot(t *testing.T) {
 	p := proxyTo("a")
-	p.IdleTimeout = 300 * time.Millisecond
+	p.IdleTimeout = 2 * time.Second
 	r := newRig(t, p, clusterOf("a", backend(t, echo)))
 	c := dial(t, r.addr)
-	for range 10 {
-		time.Sleep(60 * time.Millisecond)
+	for range 16 { // longer than the time-out
+		time.Sleep(150 * time.Millisecond)
 		_, _ = c.Write([]byte("x"))
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 			t.Fatalf("a busy connection was closed: %v", err)
