@@ -97,6 +97,7 @@ struct sm_config {
 	__u32 layout;
 	__u32 backlog_limit; /* memory that redirected messages may hold unread, per direction: see skmsg.bpf.c */
 	__u32 pad2;
+	__u64 owner; /* the agent that opened the maps last; others stop writing */
 };
 
 struct sm_frontend_key {
@@ -258,6 +259,11 @@ static __always_inline bool sm_is_loopback(const struct sm_ip *ip)
 	if (sm_is_v4(ip))
 		return (ip->word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 	return !ip->word[0] && !ip->word[1] && !ip->word[2] && ip->word[3] == bpf_htonl(1);
+}
+
+static __always_inline bool sm_is_link_local6(const struct sm_ip *ip)
+{
+	return (ip->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
 #endif

@@ -248,7 +248,7 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 
 	if (ctx->protocol != IPPROTO_TCP || !sk)
 		return SM_ALLOW; /* UDP is translated at connect, sendmsg and recvmsg alike: not here yet */
-	if (sm_is_loopback(&d->ip))
+	if (sm_is_loopback(&d->ip) || sm_is_link_local6(&d->ip))
 		return sm_leave(sk);
 	cfg = sm_configuration();
 	if (!cfg)
@@ -256,7 +256,8 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 	flags = cfg->flags;
 
 	proxy = sk->mark == cfg->proxy_mark;
-	if (!proxy && flags & (SM_CLAIMS_EXACT | SM_CLAIMS_PORT | SM_CLAIMS_CATCHALL | SM_ACCELERATE_PODS)) {
+	/* A socket tied to a device can't reach the proxy on loopback. */
+	if (!proxy && !sk->bound_dev_if && flags & (SM_CLAIMS_EXACT | SM_CLAIMS_PORT | SM_CLAIMS_CATCHALL | SM_ACCELERATE_PODS)) {
 		cookie = bpf_get_netns_cookie(ctx);
 		netns = bpf_map_lookup_elem(&sm_netns, &cookie);
 		if (netns)

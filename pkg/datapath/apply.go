@@ -30,6 +30,9 @@ type batch struct {
 func (r *Reconciler) apply() {
 	r.applyMu.Lock()
 	defer r.applyMu.Unlock()
+	if !r.mayWrite() {
+		return
+	}
 	var b batch
 	r.mu.Lock()
 	opened := r.openGates()
@@ -62,6 +65,15 @@ func (r *Reconciler) apply() {
 			r.log.Error("attach the programs", "error", err)
 		}
 	}
+}
+
+// mayWrite is false once another agent has taken over. Caller holds applyMu.
+func (r *Reconciler) mayWrite() bool {
+	if !r.superseded && !r.d.inCharge() {
+		r.superseded = true
+		r.log.Info("another agent has taken over the maps; this one leaves them alone from now on")
+	}
+	return !r.superseded
 }
 
 // run executes jobs and keeps the list of those that fail. Those that fail because a map is full come back unless

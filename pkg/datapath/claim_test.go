@@ -3,9 +3,12 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 )
@@ -249,5 +252,32 @@ func TestShareOfAClusterWithoutEndpointsIsRefused(t *testing.T) {
 	}
 	if refused < 60 || refused > 140 {
 		t.Errorf("%d of 200 refused, want about half", refused)
+	}
+}
+
+func TestSocketsThatAreBoundStillConnect(t *testing.T) {
+	w := newWorld(t)
+	d := w.open()
+	client, b := w.pod(), w.pod()
+	b.server("b", 8080)
+	p := startProxy(t, d, client)
+	enrol(d, client, b)
+	d.Reconciler().SetService(svc("web", vip4, ap(b.v4, 8080)))
+	d.Reconciler().SetClaims([]mesh.Claim{claim(vip4)})
+	synced(t, d)
+	source := func(dl *net.Dialer) { dl.LocalAddr = net.TCPAddrFromAddrPort(ap(client.v4, 0)) }
+	if got, err := client.ask(vip4, source); err != nil || got != "b" || len(p.seen()) != 1 {
+		t.Errorf("bound to the pod's address: %q, %v, %d proxied", got, err, len(p.seen()))
+	}
+	device := func(dl *net.Dialer) {
+		dl.Control = func(_, _ string, rc syscall.RawConn) (err error) {
+			if e := rc.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), "eth0") }); e != nil {
+				return e
+			}
+			return err
+		}
+	}
+	if got, err := client.ask(vip4, device); err != nil || got != "b" || len(p.seen()) != 1 {
+		t.Errorf("bound to a device, which the proxy on loopback isn't reached from: %q, %v, %d proxied", got, err, len(p.seen()))
 	}
 }

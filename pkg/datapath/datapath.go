@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 
@@ -26,6 +27,9 @@ import (
 // proxy's port directly.
 var ErrNoOrigin = errors.New("connection has no original destination: it was not redirected by sockmesh")
 
+// ErrSuperseded: another agent has opened the same maps since; this one no longer writes them.
+var ErrSuperseded = errors.New("another agent has taken over the maps under this --bpffs")
+
 // Datapath is the loaded and attached data plane of one agent. Its methods may be called from any goroutine.
 type Datapath struct {
 	cfg    Config
@@ -34,6 +38,7 @@ type Datapath struct {
 	objs   *objects
 	probes *probeList
 	rec    *Reconciler
+	owner  uint64 // what sm_config says while nobody else has opened the maps
 
 	mu          sync.Mutex
 	links       map[string]link.Link // guarded by mu
@@ -86,7 +91,7 @@ func Open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, links: map[string]link.Link{}}
+	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, owner: rand.Uint64(), links: map[string]link.Link{}}
 	if d.rec, err = newReconciler(d); err != nil {
 		d.Close()
 		return nil, err
@@ -125,6 +130,10 @@ func (d *Datapath) start() error {
 	} else {
 		d.accelReason = "switched off by --acceleration=off"
 	}
+	var before configValue
+	if err := d.objs.config().Lookup(uint32(0), &before); err != nil {
+		return fmt.Errorf("read sm_config: %w", err)
+	}
 	if err := d.setFlags(want, ^uint32(0)); err != nil {
 		return err
 	}
@@ -132,7 +141,11 @@ func (d *Datapath) start() error {
 		d.log.Info("the pinned maps have another layout: the old programs stay in charge until the new maps are filled")
 		return nil
 	}
-	return d.goLive()
+	if err := d.goLive(); err != nil {
+		// A start that fails must not take the maps from the agent that runs.
+		return errors.Join(err, d.objs.config().Put(uint32(0), before))
+	}
+	return nil
 }
 
 // goLive puts the programs in charge.
@@ -160,12 +173,22 @@ func (d *Datapath) setFlags(bits, mask uint32) error {
 	defer d.mu.Unlock()
 	flags := d.flags&^mask | bits&mask
 	value := configValue{Flags: flags, ProxyMark: d.cfg.ProxyMark, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion,
-		BacklogLimit: d.cfg.BacklogLimit}
+		BacklogLimit: d.cfg.BacklogLimit, Owner: d.owner}
 	if err := d.objs.config().Put(uint32(0), value); err != nil {
 		return fmt.Errorf("write sm_config: %w", err)
 	}
 	d.flags = flags
 	return nil
+}
+
+// inCharge tells whether this is still the agent that opened the maps last. Two that write the same maps would undo each
+// other's work; the one that is being replaced, and drains its connections, has to leave them alone.
+func (d *Datapath) inCharge() bool {
+	var c configValue
+	if err := d.objs.config().Lookup(uint32(0), &c); err != nil {
+		return false
+	}
+	return c.Owner == d.owner
 }
 
 // SetAcceleration switches redirection of new connections on or off at run time; reason is what status says while it
@@ -177,6 +200,9 @@ func (d *Datapath) SetAcceleration(on bool, reason string) error {
 			return err
 		}
 		bits, reason = flagAccelerate, ""
+	}
+	if !d.inCharge() {
+		return ErrSuperseded
 	}
 	if err := d.setFlags(bits, flagAccelerate); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -266,5 +267,37 @@ func TestAccelerationSwitchedOffAtRunTime(t *testing.T) {
 	must(t, m.d.SetAcceleration(true, ""))
 	if got := ask(); got["client enrolled redirect"] != 1 {
 		t.Errorf("sockets: %v", got)
+	}
+}
+
+func TestReplacedAgentLeavesTheMapsToItsSuccessor(t *testing.T) {
+	w := newWorld(t)
+	client, b := w.pod(), w.pod()
+	b.server("b", 8080)
+	old := w.open()
+	old.Reconciler().SetService(svc("old", vip6, ap(b.v6, 8080)))
+	synced(t, old)
+	next := w.open() // the old one still runs, and drains
+	next.Reconciler().SetService(svc("web", vip4, ap(b.v4, 8080)))
+	synced(t, next)
+	want := resolve(t, next)
+	old.Reconciler().SetService(svc("web", vip4))
+	if err := old.Reconciler().Flush(t.Context()); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("the old agent's change: %v", err)
+	}
+	if n := old.Reconciler().Repair(); n != 0 {
+		t.Errorf("the old agent repaired %d entries of the new one's", n)
+	}
+	if err := old.SetAcceleration(false, "no"); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("the old agent switches acceleration: %v", err)
+	}
+	if got := resolve(t, next); !reflect.DeepEqual(got, want) {
+		t.Errorf("the maps are %v, want %v", got, want)
+	}
+	if got, err := client.ask(vip4); err != nil || got != "b" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if !old.Status().Reconciler.Superseded || next.Status().Reconciler.Superseded {
+		t.Error("status doesn't say who is in charge")
 	}
 }

@@ -60,7 +60,8 @@ type Reconciler struct {
 	applyMu sync.Mutex
 	tables  *tables         // guarded by applyMu
 	pruned  map[string]bool // guarded by applyMu; sources whose leftovers were deleted once
-	retry   bool            // guarded by applyMu; entries failed that may fit later
+	// superseded: another agent writes the maps now; guarded by applyMu
+	superseded bool
 }
 
 // dirt is what has to be looked at.
@@ -222,9 +223,16 @@ func (r *Reconciler) mayDelete(source string) bool {
 	return len(waiting) == 0 || r.timedOut && r.synced[source]
 }
 
-// Flush writes everything that was set before the call, and returns what could not be written.
+// Flush writes everything that was set before the call, and returns what could not be written. Returns ErrSuperseded
+// where another agent has taken over.
 func (r *Reconciler) Flush(context.Context) error {
 	r.apply()
+	r.applyMu.Lock()
+	superseded := r.superseded
+	r.applyMu.Unlock()
+	if superseded {
+		return ErrSuperseded
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
@@ -241,7 +249,11 @@ func (r *Reconciler) Repair() int {
 	r.retryFailed()
 	r.mu.Unlock()
 	r.applyMu.Lock()
-	n, err := r.tables.repair(prune)
+	var n int
+	var err error
+	if r.mayWrite() {
+		n, err = r.tables.repair(prune)
+	}
 	r.applyMu.Unlock()
 	if n > 0 {
 		r.log.Warn("map entries had been changed by somebody else and were put right", "entries", n)
@@ -258,7 +270,7 @@ func (r *Reconciler) Repair() int {
 func (r *Reconciler) Status() ReconcilerStatus {
 	r.applyMu.Lock()
 	t := r.tables
-	s := ReconcilerStatus{DriftRepaired: t.drift, Writes: t.writes, Deletes: t.deletes}
+	s := ReconcilerStatus{Superseded: r.superseded, DriftRepaired: t.drift, Writes: t.writes, Deletes: t.deletes}
 	r.applyMu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -36,6 +36,7 @@ type sockmeshSmConfig struct {
 	Layout       uint32
 	BacklogLimit uint32
 	Pad2         uint32
+	Owner        uint64
 }
 
 type sockmeshSmCounters struct {

@@ -91,7 +91,9 @@ type ReconcilerStatus struct {
 	// Synced: every source has delivered its first list, or the time-out is over.
 	Synced bool `json:"synced"`
 	// Waiting names the sources that have not; their entries are never deleted before they do.
-	Waiting       []string     `json:"waiting,omitempty"`
+	Waiting []string `json:"waiting,omitempty"`
+	// Superseded: another agent has opened the maps since, and writes them.
+	Superseded    bool         `json:"superseded,omitempty"`
 	Pending       int          `json:"pending"`
 	Errors        []EntryError `json:"errors,omitempty"` // entries that could not be written
 	DriftRepaired uint64       `json:"drift_repaired"`
