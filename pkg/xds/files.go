@@ -61,7 +61,7 @@ func ParseResources(file string, data []byte) ([]FileResource, []error) {
 		if len(documents) > 1 {
 			where = fmt.Sprintf("document %d", i+1)
 		}
-		items, isList, err := listItems(document)
+		items, isList, err := listItems(document.json)
 		if err != nil {
 			errs = append(errs, &FileError{file, where, err})
 			continue
@@ -73,7 +73,7 @@ func ParseResources(file string, data []byte) ([]FileResource, []error) {
 			}
 			r, err := parseResource(item, fallback)
 			if err != nil {
-				errs = append(errs, &FileError{file, here, err})
+				errs = append(errs, &FileError{file, here, withLine(err, document.node)})
 				continue
 			}
 			r.Where = here
@@ -103,10 +103,49 @@ func typeByFileName(file string) string {
 	return ""
 }
 
+// document is one YAML document, as JSON, and as it was written.
+type document struct {
+	json json.RawMessage
+	node *yamlv3.Node
+}
+
+var unknownField = regexp.MustCompile(`unknown field "([^"]+)"`)
+
+// withLine adds the line of an unknown field, if the document has that key in only one place.
+func withLine(err error, node *yamlv3.Node) error {
+	found := unknownField.FindStringSubmatch(err.Error())
+	if found == nil {
+		return err
+	}
+	if lines := keyLines(node, found[1], nil, 0); len(lines) == 1 {
+		return fmt.Errorf("line %d: %w", lines[0], err)
+	}
+	return err
+}
+
+// maxYAMLDepth is deeper than any resource nests.
+const maxYAMLDepth = 200
+
+func keyLines(node *yamlv3.Node, key string, lines []int, depth int) []int {
+	if depth > maxYAMLDepth {
+		return lines
+	}
+	for i, child := range node.Content {
+		if node.Kind == yamlv3.MappingNode && i%2 == 0 {
+			if child.Value == key {
+				lines = append(lines, child.Line)
+			}
+			continue
+		}
+		lines = keyLines(child, key, lines, depth+1)
+	}
+	return lines
+}
+
 // splitDocuments turns YAML documents (JSON is YAML) into JSON ones. The YAML reader is strict: a key that is
 // there twice is an error.
-func splitDocuments(data []byte) ([]json.RawMessage, error) {
-	var documents []json.RawMessage
+func splitDocuments(data []byte) ([]document, error) {
+	var documents []document
 	decoder := yamlv3.NewDecoder(bytes.NewReader(data))
 	for {
 		var node yamlv3.Node
@@ -121,12 +160,12 @@ func splitDocuments(data []byte) ([]json.RawMessage, error) {
 		if err != nil {
 			return nil, fmt.Errorf("document %d: %w", len(documents)+1, err)
 		}
-		document, err := yaml.YAMLToJSONStrict(text)
+		converted, err := yaml.YAMLToJSONStrict(text)
 		if err != nil {
 			return nil, fmt.Errorf("document %d: %w", len(documents)+1, err)
 		}
-		if string(bytes.TrimSpace(document)) != "null" {
-			documents = append(documents, document)
+		if string(bytes.TrimSpace(converted)) != "null" {
+			documents = append(documents, document{converted, &node})
 		}
 	}
 }
@@ -180,10 +219,11 @@ func parseResource(item json.RawMessage, fallback string) (*FileResource, error)
 }
 
 // jsonPosition is where in the JSON, which was made from YAML and which nobody sees, protojson found an error.
-var jsonPosition = regexp.MustCompile(`^proto:\s*(\(line \d+:\d+\):\s*)?`)
+var jsonPosition = regexp.MustCompile(`^proto: *(\(line \d+:\d+\): *)?`)
 
 func readable(name string, err error) error {
-	text := jsonPosition.ReplaceAllString(err.Error(), "")
+	text := strings.ReplaceAll(err.Error(), "\u00a0", " ") // protojson varies its spaces on purpose
+	text = jsonPosition.ReplaceAllString(text, "")
 	if name == "" {
 		return errors.New(text)
 	}
@@ -197,7 +237,9 @@ func unmarshalYAML(data []byte, m proto.Message) error {
 		return err
 	}
 	if err := protojson.Unmarshal(document, m); err != nil {
-		return readable("", err)
+		var node yamlv3.Node
+		_ = yamlv3.Unmarshal(data, &node) // was YAML a moment ago
+		return withLine(readable("", err), &node)
 	}
 	return nil
 }

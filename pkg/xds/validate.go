@@ -110,11 +110,11 @@ func looksLikeBootstrap(path string, data []byte) bool {
 	if err != nil || len(documents) != 1 {
 		return false
 	}
-	text := string(documents[0])
+	text := string(documents[0].json)
 	if strings.Contains(text, `"@type":"type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap"`) {
 		return false // an Any says it itself
 	}
-	items, isList, err := listItems(documents[0])
+	items, isList, err := listItems(documents[0].json)
 	if err != nil || isList || len(items) != 1 {
 		return false
 	}
