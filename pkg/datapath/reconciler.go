@@ -266,6 +266,16 @@ func (r *Reconciler) Repair() int {
 	return n
 }
 
+// entries of the configuration maps. Once superseded they are somebody else's, and have to be counted.
+func (r *Reconciler) entries() map[string]int {
+	r.applyMu.Lock()
+	defer r.applyMu.Unlock()
+	if r.superseded {
+		return nil
+	}
+	return r.tables.entries()
+}
+
 // Status of the reconciliation.
 func (r *Reconciler) Status() ReconcilerStatus {
 	r.applyMu.Lock()

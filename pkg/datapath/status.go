@@ -118,7 +118,7 @@ type Status struct {
 	Reconciler   ReconcilerStatus   `json:"reconciler"`
 }
 
-// Status collects the figures; it walks the maps to count entries, so it's for people, not for hot paths.
+// Status collects the figures. It walks sm_pairs and asks the kernel about each object, so it's not for hot paths.
 func (d *Datapath) Status() Status {
 	c, _ := d.Counters()
 	s := Status{
@@ -208,13 +208,16 @@ func progID(p *ebpf.Program) uint32 {
 // Maps lists the maps and how full they are.
 func (d *Datapath) Maps() []MapStatus {
 	var out []MapStatus
+	known := d.rec.entries()
 	for name, m := range d.objs.maps {
 		st := MapStatus{Name: name, Type: m.Type().String(), MaxEntries: m.MaxEntries(), Pinned: d.dir.mapPin(name)}
 		if info, err := m.Info(); err == nil {
 			id, _ := info.ID()
 			st.ID = uint32(id)
 		}
-		if m.Type() != ebpf.SkStorage { // has no keys to walk
+		if n, ok := known[name]; ok {
+			st.Entries = n
+		} else if m.Type() != ebpf.SkStorage { // has no keys to walk
 			st.Entries = countEntries(m)
 		}
 		out = append(out, st)

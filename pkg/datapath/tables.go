@@ -360,3 +360,15 @@ func frontendKeyOf(a netip.AddrPort, proto uint8) frontendKey {
 func claimKeyOf(a netip.AddrPort) claimKey {
 	return claimKey{Addr: addr16(a.Addr()), Port: a.Port()}
 }
+
+// entries counts without walking the maps, which takes long where there are a quarter million.
+func (t *tables) entries() map[string]int {
+	slots := 0
+	for _, p := range t.pools {
+		slots += len(p.slots)
+	}
+	return map[string]int{
+		sockmeshMapSmFrontends: len(t.frontends), sockmeshMapSmClaims: len(t.claims), sockmeshMapSmSlots: slots,
+		sockmeshMapSmBackends: len(t.backends), sockmeshMapSmNetns: len(t.netns), sockmeshMapSmLocal: len(t.local),
+	}
+}
