@@ -18,8 +18,7 @@ step() {
   local ok bad
   ok=$(grep -cE '^--- PASS' "$log") bad=$(grep -cE '^--- FAIL' "$log")
   if [ $rc -ne 0 ]; then
-    # Of a test run, what failed with what it said; of anything else, the end.
-    awk '/^(---|    ---) FAIL/{show=40} /^(=== RUN|--- PASS|    --- PASS|ok )/{show=0} /^(panic:|FAIL|#)/{if (show<30) show=30} show-->0' "$log" | head -150
+    failures "$log" | head -200
     [ "$bad" -gt 0 ] || { tail -n 15 "$log"; bad=1; }
   elif [ "$((ok + bad))" -eq 0 ]; then
     ok=1
@@ -27,6 +26,14 @@ step() {
   grep -E '^(ok  |FAIL\s)' "$log" || true
   passed=$((passed + ok)) failed=$((failed + bad))
   echo "   $ok passed, $bad failed, $((SECONDS - began)) s"
+}
+
+# failures prints of a verbose test log what each failed test said, and what stopped a package altogether.
+failures() {
+  awk '/^=== RUN/ && $3 !~ /\// {n = 0} /^===/ {next} /^--- (PASS|SKIP)/ {n = 0; next}
+    /^--- FAIL/ {for (i = n > 40 ? n - 40 : 0; i < n; i++) print "  " said[i]; print; n = 0; next}
+    /^ +--- FAIL/ || /^(panic:|FAIL|# )/ {print; next} {said[n++] = $0}
+    END {if (n > 0 && n < 40) for (i = 0; i < n; i++) print "  " said[i]}' "$1"
 }
 
 formatted() {
