@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sockmesh/sockmesh/agent/admin"
 	"github.com/sockmesh/sockmesh/agent/api"
 	"github.com/sockmesh/sockmesh/agent/canary"
@@ -161,6 +163,9 @@ type proxyAdapter struct {
 // AddPod implements proxyPods.
 func (p proxyAdapter) AddPod(in pod.Pod) error {
 	defer in.Netns.Close() // the engine has made its own
+	for i, fd := range in.Listeners {
+		in.Listeners[i] = raiseFD(fd)
+	}
 	return p.engine.AddPod(proxy.Pod{
 		Key: in.Cookie, Namespace: in.Namespace, Name: in.Name, UID: in.UID, ServiceAccount: in.ServiceAccount, IPs: in.IPs, Netns: in.Netns,
 	}, in.Listeners)
@@ -168,6 +173,29 @@ func (p proxyAdapter) AddPod(in pod.Pod) error {
 
 // RemovePod implements proxyPods.
 func (p proxyAdapter) RemovePod(cookie uint64) { p.engine.RemovePod(cookie) }
+
+// listenersFrom is the lowest descriptor of a listening socket inside a pod: above what connections use, but not so high
+// that the process' table of descriptors grows large.
+var listenersFrom = sync.OnceValue(func() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return int(min(limit.Cur-limit.Cur/8, 1<<16))
+})
+
+// raiseFD gives a listening socket a descriptor above those of connections. When a process is killed, the kernel lets
+// go of its sockets from the highest descriptor down (close_files queues them, task_work_run takes the last first).
+// The listeners must go first: a client whose connection broke comes again at once, and must meet no listener, so
+// that the hooks fail open, rather than the queue of a process that is gone.
+func raiseFD(fd int) int {
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, listenersFrom())
+	if err != nil {
+		return fd // no room up there (RLIMIT_NOFILE): only the order at death suffers
+	}
+	_ = unix.Close(fd)
+	return high
+}
 
 // newSource makes the source of Kubernetes objects; nil: there is none.
 func newSource(cfg config.Config, h kube.Handler, log *slog.Logger) (kube.Source, error) {
@@ -313,9 +341,24 @@ func (a *Agent) servePods(ctx context.Context) error {
 		return nil
 	case <-a.publisher.first:
 	}
+	a.awaitWarm(ctx)
 	a.datapath.Reconciler().Synced(datapath.SourceClaims)
 	a.serving.Store(true)
 	return a.pods.Run(ctx)
+}
+
+// How long pods may wait for listeners and clusters that were announced but lack routes or endpoints. It is Envoy's
+// initial_fetch_timeout, after which pkg/xds goes on without them anyway.
+const warmWait, warmPoll = 15 * time.Second, 10 * time.Millisecond
+
+// awaitWarm waits until the first configuration is whole. Without the one kept on disk it comes in pieces, and a
+// listener that an earlier agent's pinned claims send connections to may not be among the first.
+func (a *Agent) awaitWarm(ctx context.Context) {
+	for end := time.Now().Add(warmWait); a.xds != nil && time.Now().Before(end) && ctx.Err() == nil; time.Sleep(warmPoll) {
+		if len(a.xds.Status().Warming) == 0 {
+			return
+		}
+	}
 }
 
 // flyCanary waits for the first configuration, which the canary's own listener is a part of.
