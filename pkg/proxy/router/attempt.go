@@ -31,13 +31,14 @@ type attempt struct {
 	pick     upstream.PickContext
 	active   int64
 	replayed bool // a stale connection was replaced already
+	wary     bool // the last one broke on a connection that had been used before
 }
 
 func (t *attempt) clear() {
 	t.phase, t.up, t.info, t.host = idle, nil, nil, nil
 	t.wait = stream.Wait{}
 	t.pick = upstream.PickContext{}
-	t.active, t.replayed = 0, false
+	t.active, t.replayed, t.wary = 0, false, false
 }
 
 // pick chooses an endpoint, other than those tried already where the retry policy asks for that.
@@ -66,7 +67,7 @@ func (r *Request) startAttempt() {
 		r.announceTimeout(time.Duration(max(r.due.response-r.rt.loop.Now(), 0)))
 	}
 	r.rt.deps.Shard.Stats.Retries++
-	r.launch(host, false)
+	r.launch(host, r.try.wary)
 }
 
 // launch asks for a stream to the host; fresh refuses connections that were used before.
@@ -201,6 +202,7 @@ func (t *attempt) OnOpenFailed(reason stream.Reason, detail string) {
 func (t *attempt) OnReset(reason stream.Reason, detail string) {
 	r := t.r
 	t.host.Errors++
+	t.wary = t.info.Requests > 0
 	stale := reason == stream.ConnectionTermination && !t.info.Answered && t.info.Requests > 0
 	if reason == stream.ProtocolError {
 		r.rt.deps.Shard.Stats.ProtocolErrors++
