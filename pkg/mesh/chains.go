@@ -73,22 +73,17 @@ const maxChainCombinations = 1 << 20
 
 // buildChains builds the tree; it fails where two chains match the same connections equally well.
 func buildChains(chains []*FilterChain) (*chainMatcher, error) {
-	var usable []*FilterChain
 	total := 0
 	for i, chain := range chains {
-		if chain.Match.MatchesNothing {
-			continue
-		}
 		total += chain.Match.combinations()
 		if total > maxChainCombinations {
 			return nil, &fieldError{fmt.Sprintf("filter_chains[%d].filter_chain_match", i), fmt.Sprintf("more than %d combinations of values", maxChainCombinations)}
 		}
-		usable = append(usable, chain)
 	}
-	if len(usable) == 0 {
+	if len(chains) == 0 {
 		return nil, nil
 	}
-	return buildChainNode(0, usable)
+	return buildChainNode(0, chains)
 }
 
 func (m *ChainMatch) combinations() int {

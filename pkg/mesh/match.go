@@ -46,7 +46,7 @@ func (m *StringMatcher) Matches(s string) bool {
 
 // Matches says whether the request's header satisfies the matcher.
 func (m *HeaderMatcher) Matches(r Request) bool {
-	value, ok := r.Header(m.Name)
+	value, ok := headerValue(r, m.Name)
 	if !ok && !m.TreatMissingAsEmpty {
 		// Only a presence matcher has an opinion on a header that is not there.
 		return m.Kind == MatchPresent && m.Present == m.Invert
@@ -62,6 +62,24 @@ func (m *HeaderMatcher) Matches(r Request) bool {
 		matched = ok && n >= m.RangeStart && n < m.RangeEnd
 	}
 	return matched != m.Invert
+}
+
+// headerValue knows the pseudo headers, by which control planes match method and authority; host is :authority.
+func headerValue(r Request, name string) (string, bool) {
+	var value string
+	switch name {
+	case ":method":
+		value = r.Method()
+	case ":path":
+		value = r.Path()
+	case ":scheme":
+		value = r.Scheme()
+	case ":authority", "host":
+		value = r.Authority()
+	default:
+		return r.Header(name)
+	}
+	return value, value != ""
 }
 
 // Matches says whether the request's query string satisfies the matcher.

@@ -71,6 +71,16 @@ func TestHeaderMatcherAgreesWithEnvoy(t *testing.T) {
 	}
 }
 
+func TestHeaderMatchersKnowPseudoHeaders(t *testing.T) {
+	r := &request{authority: "a.example", path: "/p?q", method: "PUT", headers: map[string]string{}}
+	for name, value := range map[string]string{":method": "PUT", ":path": "/p?q", ":authority": "a.example", "host": "a.example", ":scheme": "http"} {
+		m := HeaderMatcher{Name: name, Kind: MatchString, String: &StringMatcher{Value: value}}
+		if !m.Matches(r) {
+			t.Errorf("%s does not match", name)
+		}
+	}
+}
+
 func TestQueryMatcherComparesTheFirstOccurrenceAsSent(t *testing.T) {
 	value := func(v string) *StringMatcher { return &StringMatcher{Kind: StringExact, Value: v} }
 	tests := []struct {

@@ -52,7 +52,8 @@ func newServer(name string, addresses []string, tlsConfig *tls.Config, pause bac
 		s.lastDialError.Store(&text)
 		return nil, err
 	}
-	conn, err := grpc.NewClient("passthrough:///"+name,
+	conn, err := grpc.NewClient("passthrough:///xds", // the dialer knows where; no name ends up in a header
+		grpc.WithAuthority(authority(addresses[0], tlsConfig)),
 		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(dial),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: 5 * time.Second}),
@@ -66,6 +67,17 @@ func newServer(name string, addresses []string, tlsConfig *tls.Config, pause bac
 	}
 	s.conn = conn
 	return s, nil
+}
+
+// authority is the :authority that the control plane sees.
+func authority(address string, tlsConfig *tls.Config) string {
+	if tlsConfig != nil {
+		return tlsConfig.ServerName
+	}
+	if _, isUnix := cutUnix(address); isUnix {
+		return "localhost"
+	}
+	return address
 }
 
 func splitAddress(address string) (network, rest string) {

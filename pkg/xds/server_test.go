@@ -52,7 +52,8 @@ func newScripted(t testing.TB, address string) *scripted {
 	if address == "" {
 		address = "127.0.0.1:0"
 	}
-	l, err := net.Listen("tcp", address)
+	network, address := splitAddress(address)
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ type stream struct {
 
 	// Guarded by client.mu.
 	subs      [kinds]*subscription
+	cancel    context.CancelFunc // nil until started
 	connected bool
 	lastError string
 }
@@ -76,6 +77,16 @@ func (s *stream) unsubscribe(kind Kind, name string) {
 func (s *stream) asked(kind Kind, name string) bool {
 	sub := s.subs[kind]
 	return sub != nil && (sub.wildcard || sub.names[name])
+}
+
+// idle says that nothing is wanted from the stream any more. client.mu is held.
+func (s *stream) idle() bool {
+	for _, sub := range s.subs {
+		if sub != nil && (sub.wildcard || len(sub.names) > 0) {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *stream) poke() {

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -153,11 +154,13 @@ func (c *Client) stream(src *source, kind Kind) *stream {
 }
 
 func (c *Client) start(s *stream) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	s.cancel = cancel
 	c.group.Go(func() {
 		if s.source.path != "" {
-			s.watchPath(c.ctx)
+			s.watchPath(ctx)
 		} else {
-			s.run(c.ctx)
+			s.run(ctx)
 		}
 	})
 }
@@ -178,6 +181,15 @@ func (c *Client) refreshSubscriptions() {
 	c.refreshKind(Endpoints, needed[Endpoints])
 	c.refreshKind(Routes, needed[Routes])
 	c.names.set(c.builder.WantedNames())
+	// A stream of its own is closed with its last subscription; the shared one stays.
+	for key, s := range c.streams {
+		if !s.source.ads && s.idle() {
+			if s.cancel != nil {
+				s.cancel()
+			}
+			delete(c.streams, key)
+		}
+	}
 }
 
 // refreshKind subscribes to what is newly needed and unsubscribes from what no longer is. The builder keeps what
@@ -191,7 +203,9 @@ func (c *Client) refreshKind(kind Kind, needed map[string]want) {
 			w.timer.Stop()
 		}
 		delete(c.wanted[kind], name)
-		c.stream(w.source, kind).unsubscribe(kind, name)
+		if s := c.streams[w.source.streamKey(kind)]; s != nil {
+			s.unsubscribe(kind, name)
+		}
 	}
 	for name, n := range needed {
 		if _, known := c.wanted[kind][name]; known {
