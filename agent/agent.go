@@ -18,8 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sockmesh/sockmesh/agent/admin"
 	"github.com/sockmesh/sockmesh/agent/api"
 	"github.com/sockmesh/sockmesh/agent/canary"
@@ -63,6 +61,7 @@ type Agent struct {
 	// succeeded: another agent has been started beside this one and has taken over.
 	succeeded   atomic.Bool
 	stopWriting context.CancelFunc // ends the datapath's reconciler
+	live        chan struct{}      // closed when this build's programs are in charge
 	failed      chan error         // the first part that ended with an error
 	parts       sync.WaitGroup
 }
@@ -70,7 +69,7 @@ type Agent struct {
 // New prepares the machine and every part; nothing that pods could notice happens before Run, except that programs
 // of an earlier agent are replaced by this build's.
 func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, err error) {
-	a := &Agent{cfg: cfg, log: log, level: level, started: time.Now(), failed: make(chan error, 16)}
+	a := &Agent{cfg: cfg, log: log, level: level, started: time.Now(), live: make(chan struct{}), failed: make(chan error, 16)}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -154,49 +153,6 @@ func (a *Agent) originalDst(fd int) (proxy.Origin, error) {
 	return proxy.Origin{Addr: addr, Accelerated: accelerated}, err
 }
 
-// proxyAdapter gives pods to the engine.
-type proxyAdapter struct {
-	engine *proxy.Engine
-	log    *slog.Logger
-}
-
-// AddPod implements proxyPods.
-func (p proxyAdapter) AddPod(in pod.Pod) error {
-	defer in.Netns.Close() // the engine has made its own
-	for i, fd := range in.Listeners {
-		in.Listeners[i] = raiseFD(fd)
-	}
-	return p.engine.AddPod(proxy.Pod{
-		Key: in.Cookie, Namespace: in.Namespace, Name: in.Name, UID: in.UID, ServiceAccount: in.ServiceAccount, IPs: in.IPs, Netns: in.Netns,
-	}, in.Listeners)
-}
-
-// RemovePod implements proxyPods.
-func (p proxyAdapter) RemovePod(cookie uint64) { p.engine.RemovePod(cookie) }
-
-// listenersFrom is the lowest descriptor of a listening socket inside a pod: above what connections use, but not so high
-// that the process' table of descriptors grows large.
-var listenersFrom = sync.OnceValue(func() int {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0
-	}
-	return int(min(limit.Cur-limit.Cur/8, 1<<16))
-})
-
-// raiseFD gives a listening socket a descriptor above those of connections. When a process is killed, the kernel lets
-// go of its sockets from the highest descriptor down (close_files queues them, task_work_run takes the last first).
-// The listeners must go first: a client whose connection broke comes again at once, and must meet no listener, so
-// that the hooks fail open, rather than the queue of a process that is gone.
-func raiseFD(fd int) int {
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, listenersFrom())
-	if err != nil {
-		return fd // no room up there (RLIMIT_NOFILE): only the order at death suffers
-	}
-	_ = unix.Close(fd)
-	return high
-}
-
 // newSource makes the source of Kubernetes objects; nil: there is none.
 func newSource(cfg config.Config, h kube.Handler, log *slog.Logger) (kube.Source, error) {
 	policy, err := kube.ParseEnrollPolicy(cfg.Enroll)
@@ -272,6 +228,7 @@ func (a *Agent) start(ctx context.Context) error {
 	} else {
 		a.part("xds", ctx, a.runControl)
 	}
+	a.part("live", ctx, a.awaitLive)
 	a.part("pods", ctx, a.servePods)
 	if a.source == nil {
 		rec.Synced(datapath.SourceServices)
@@ -281,30 +238,6 @@ func (a *Agent) start(ctx context.Context) error {
 	}
 	a.part("canary", ctx, a.flyCanary)
 	return nil
-}
-
-// successionPoll is how often an agent looks whether another one has taken over.
-const successionPoll = 250 * time.Millisecond
-
-// awaitSuccessor stops this agent from writing to the kernel's tables as soon as another agent has taken the admin
-// socket's name: at an upgrade the new agent starts beside the old one, and two writers with their own views (of
-// pods, at least of their canaries) would undo each other's work. Connections are served until SIGTERM comes.
-func (a *Agent) awaitSuccessor(ctx context.Context) {
-	defer a.stopWriting()
-	tick := time.NewTicker(successionPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if a.admin.Replaced() {
-			a.succeeded.Store(true)
-			a.log.Warn("another agent has taken over: this one only serves what it has, and waits for SIGTERM", "admin", a.cfg.Admin)
-			return
-		}
-	}
 }
 
 // part runs a piece in a goroutine; its error ends the agent.
@@ -331,75 +264,6 @@ func (a *Agent) startCanary() error {
 	}
 	a.objects.setInternal(datapath.Pod{Namespace: "sockmesh", Name: canary.Name, Cookie: a.canary.Cookie, IPs: a.canary.IPs, Enrolled: true})
 	return nil
-}
-
-// servePods looks for pods once the proxy knows what to do with their connections. As soon as its listeners exist in a
-// pod, claims that are pinned from before take effect there; until then they fail open (or closed, as configured).
-func (a *Agent) servePods(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-a.publisher.first:
-	}
-	a.awaitWarm(ctx)
-	a.datapath.Reconciler().Synced(datapath.SourceClaims)
-	a.serving.Store(true)
-	return a.pods.Run(ctx)
-}
-
-// How long pods may wait for listeners and clusters that were announced but lack routes or endpoints. It is Envoy's
-// initial_fetch_timeout, after which pkg/xds goes on without them anyway.
-const warmWait, warmPoll = 15 * time.Second, 10 * time.Millisecond
-
-// awaitWarm waits until the first configuration is whole. Without the one kept on disk it comes in pieces, and a
-// listener that an earlier agent's pinned claims send connections to may not be among the first.
-func (a *Agent) awaitWarm(ctx context.Context) {
-	for end := time.Now().Add(warmWait); a.xds != nil && time.Now().Before(end) && ctx.Err() == nil; time.Sleep(warmPoll) {
-		if len(a.xds.Status().Warming) == 0 {
-			return
-		}
-	}
-}
-
-// flyCanary waits for the first configuration, which the canary's own listener is a part of.
-func (a *Agent) flyCanary(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-	case <-a.publisher.first:
-		a.canaryLoop.run(ctx, a.succeeded.Load)
-	}
-	return nil
-}
-
-// How long the kernel's list of pods is kept from shrinking after Kubernetes was listed, while the network
-// namespaces of those pods are looked for.
-const podsWait, podsPoll = 3 * time.Second, 20 * time.Millisecond
-
-// podsKnown waits until every pod that Kubernetes named has been found or given up on for now, and then lets the
-// kernel forget the pods of an earlier agent.
-func (a *Agent) podsKnown() {
-	a.parts.Go(func() {
-		for end := time.Now().Add(podsWait); time.Now().Before(end) && !a.podsSettled(); {
-			time.Sleep(podsPoll)
-		}
-		a.datapath.Reconciler().Synced(datapath.SourcePods)
-	})
-}
-
-func (a *Agent) podsSettled() bool {
-	if !a.serving.Load() {
-		return false
-	}
-	looked := map[string]bool{}
-	for _, s := range a.pods.Status() {
-		looked[s.UID] = s.Ready || s.Reason != ""
-	}
-	for _, p := range a.objects.podList() {
-		if !looked[p.UID] && !p.HostNetwork && !p.Terminal {
-			return false
-		}
-	}
-	return true
 }
 
 // drain stops taking connections and lets the open ones finish. Programs and maps stay: from the moment the

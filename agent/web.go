@@ -7,13 +7,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
+
+	"github.com/sockmesh/sockmesh/agent/canary"
 )
 
 // webServer serves /metrics, /healthz and /readyz.
@@ -37,7 +41,7 @@ func listenWeb(addr string, reg *prometheus.Registry, notReady func() []string, 
 		return nil, fmt.Errorf("--metrics: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", promhttp.HandlerFor(withoutCanary{reg}, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
 		MaxRequestsInFlight: 4, Timeout: 10 * time.Second, Registry: reg,
 	}))
@@ -56,6 +60,25 @@ func listenWeb(addr string, reg *prometheus.Registry, notReady func() []string, 
 		}
 	}()
 	return s, nil
+}
+
+// withoutCanary leaves the canary's own requests out of the request metrics: nobody wants to see them in a dashboard of
+// the mesh, and sockmesh_canary_connections_total counts them.
+type withoutCanary struct{ prometheus.Gatherer }
+
+// Gather implements prometheus.Gatherer.
+func (g withoutCanary) Gather() ([]*dto.MetricFamily, error) {
+	families, err := g.Gatherer.Gather()
+	kept := families[:0]
+	for _, f := range families {
+		f.Metric = slices.DeleteFunc(f.Metric, func(m *dto.Metric) bool {
+			return slices.ContainsFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetValue() == canary.Name })
+		})
+		if len(f.Metric) > 0 {
+			kept = append(kept, f)
+		}
+	}
+	return kept, err
 }
 
 // probe answers as Kubernetes' own components do: ok, or 503 and one reason a line.

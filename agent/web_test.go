@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/sockmesh/sockmesh/agent/canary"
 	"github.com/sockmesh/sockmesh/pkg/xds"
 )
 
@@ -35,6 +36,10 @@ func TestProbesSayWhy(t *testing.T) {
 	reasons := []string{"canary: connection refused", "kubernetes: not synced"}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sockmesh_test"}, func() float64 { return 7 }))
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_requests_total"}, []string{"source_workload"})
+	requests.WithLabelValues(canary.Name).Inc()
+	requests.WithLabelValues("shop").Inc()
+	reg.MustRegister(requests)
 	s, err := listenWeb("127.0.0.1:0", reg, func() []string { return reasons }, quiet)
 	if err != nil {
 		t.Fatal(err)
@@ -52,6 +57,9 @@ func TestProbesSayWhy(t *testing.T) {
 	}
 	if code, body := fetch(t, url+"/metrics"); code != 200 || !strings.Contains(body, "sockmesh_test 7") {
 		t.Errorf("%d %q", code, body)
+	}
+	if _, body := fetch(t, url+"/metrics"); strings.Contains(body, canary.Name) || !strings.Contains(body, `source_workload="shop"`) {
+		t.Errorf("the canary's requests are among the mesh's: %q", body)
 	}
 	// A second agent, at an upgrade, gets the same port.
 	second, err := listenWeb(s.addr.String(), reg, func() []string { return nil }, quiet)
