@@ -153,6 +153,7 @@ func (c *Client) Run(ctx context.Context) error {
 			c.wanted[k][name] = c.startFetchTimer(k, name, w)
 		}
 	}
+	c.names.set(c.builder.WantedNames())
 	c.mu.Unlock()
 	c.changed()
 	published := make(chan struct{})
@@ -225,6 +226,7 @@ func (c *Client) publisher() {
 	defer again.Stop()
 	save := time.NewTimer(saveDelay)
 	defer save.Stop()
+	saving := true
 	for {
 		select {
 		case <-c.ctx.Done():
@@ -235,6 +237,7 @@ func (c *Client) publisher() {
 			c.mu.Lock()
 			c.saveState()
 			c.mu.Unlock()
+			saving = false
 			continue
 		}
 		c.mu.Lock()
@@ -244,8 +247,9 @@ func (c *Client) publisher() {
 		}
 		snapshot, isNew, next := c.builder.Build(time.Now())
 		c.snapshot = snapshot
-		if c.dirty {
+		if c.dirty && !saving { // never put off: a stream of changes must not keep the file old
 			save.Reset(saveDelay)
+			saving = true
 		}
 		c.mu.Unlock()
 		if isNew {

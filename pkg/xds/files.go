@@ -195,8 +195,8 @@ func parseResource(item json.RawMessage, fallback string) (*FileResource, error)
 		Type string `json:"@type"`
 		Name string `json:"name"`
 	}
-	if err := json.Unmarshal(item, &head); err != nil {
-		return nil, errors.New("expected a resource, which is a mapping")
+	if err := json.Unmarshal(item, &head); err != nil || bytes.TrimSpace(item)[0] != '{' {
+		return nil, errors.New("expected a resource, which is a mapping whose @type and name are text")
 	}
 	a := &anypb.Any{}
 	if head.Type == "" {

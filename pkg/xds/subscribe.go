@@ -180,7 +180,9 @@ func (c *Client) refreshSubscriptions() {
 	}
 	c.refreshKind(Endpoints, needed[Endpoints])
 	c.refreshKind(Routes, needed[Routes])
-	c.names.set(c.builder.WantedNames())
+	if c.running {
+		c.names.set(c.builder.WantedNames())
+	}
 	// A stream of its own is closed with its last subscription; the shared one stays.
 	for key, s := range c.streams {
 		if !s.source.ads && s.idle() {
