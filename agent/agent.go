@@ -59,11 +59,10 @@ type Agent struct {
 	serving  atomic.Bool
 	draining atomic.Bool
 	// succeeded: another agent has been started beside this one and has taken over.
-	succeeded   atomic.Bool
-	stopWriting context.CancelFunc // ends the datapath's reconciler
-	live        chan struct{}      // closed when this build's programs are in charge
-	failed      chan error         // the first part that ended with an error
-	parts       sync.WaitGroup
+	succeeded atomic.Bool
+	live      chan struct{} // closed when this build's programs are in charge
+	failed    chan error    // the first part that ended with an error
+	parts     sync.WaitGroup
 }
 
 // New prepares the machine and every part; nothing that pods could notice happens before Run, except that programs
@@ -202,9 +201,7 @@ func (a *Agent) start(ctx context.Context) error {
 		"cgroup", a.cfg.CgroupRoot, "bpffs", a.cfg.BPFFS, "loops", a.cfg.Concurrency)
 	rec := a.datapath.Reconciler()
 	a.engine.Start()
-	var writing context.Context
-	writing, a.stopWriting = context.WithCancel(ctx)
-	a.part("datapath", writing, rec.Run)
+	a.part("datapath", ctx, rec.Run)
 	a.part("publisher", ctx, func(ctx context.Context) error { a.publisher.run(ctx); return nil })
 	if err := a.startCanary(); err != nil {
 		return err
@@ -216,7 +213,7 @@ func (a *Agent) start(ctx context.Context) error {
 	if a.admin, err = admin.Listen(path, admin.Handler(a), a.log); err != nil {
 		return err
 	}
-	a.part("succession", ctx, func(ctx context.Context) error { a.awaitSuccessor(ctx); return nil })
+	a.part("succession", ctx, a.awaitSuccessor)
 	if a.cfg.Metrics != config.Off {
 		if a.web, err = listenWeb(a.cfg.Metrics, a.registry(), a.notReady, a.log); err != nil {
 			return err

@@ -108,23 +108,22 @@ func (a *Agent) podsSettled() bool {
 // successionPoll is how often an agent looks whether another one has taken over.
 const successionPoll = 250 * time.Millisecond
 
-// awaitSuccessor stops this agent from writing to the kernel's tables as soon as another agent has taken the admin
-// socket's name: at an upgrade the new agent starts beside the old one, and two writers with their own views (of
-// pods, at least of their canaries) would undo each other's work. Connections are served until SIGTERM comes.
-func (a *Agent) awaitSuccessor(ctx context.Context) {
-	defer a.stopWriting()
+// awaitSuccessor notices that another agent has been started beside this one, as at an upgrade: it has taken the admin
+// socket's name, and pkg/datapath leaves the maps to whoever opened them last. This one serves the connections that
+// it has and gets until SIGTERM comes; its canary is not in the kernel's tables any more.
+func (a *Agent) awaitSuccessor(ctx context.Context) error {
 	tick := time.NewTicker(successionPoll)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-tick.C:
 		}
-		if a.admin.Replaced() {
+		if a.admin.Replaced() || a.datapath.Reconciler().Status().Superseded {
 			a.succeeded.Store(true)
 			a.log.Warn("another agent has taken over: this one only serves what it has, and waits for SIGTERM", "admin", a.cfg.Admin)
-			return
+			return nil
 		}
 	}
 }

@@ -2,12 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/sockmesh/sockmesh/pkg/datapath"
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 )
 
@@ -107,7 +109,7 @@ func (p *publisher) apply(ctx context.Context, s *mesh.Snapshot) {
 func (p *publisher) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
-	if err := p.datapath.Flush(ctx); err != nil {
+	if err := p.datapath.Flush(ctx); err != nil && !errors.Is(err, datapath.ErrSuperseded) {
 		p.log.Warn("the kernel's tables don't follow", "error", err)
 	}
 }
