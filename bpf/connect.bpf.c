@@ -238,13 +238,13 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 	struct bpf_sock *sk = ctx->sk;
 	struct sm_config *cfg;
 	struct sm_netns *netns = NULL;
-	struct sm_target *claim, *found;
+	struct sm_target *found;
 	struct sm_target target;
 	struct sm_sock *st = NULL;
 	__u32 backend = 0, netns_flags = 0, flags;
 	__u64 cookie = 0;
 	bool proxy;
-	int i, picked = SM_PICK_REFUSE;
+	int i, picked;
 
 	if (ctx->protocol != IPPROTO_TCP || !sk)
 		return SM_ALLOW; /* UDP is translated at connect, sendmsg and recvmsg alike: not here yet */
@@ -264,9 +264,13 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 			netns_flags = netns->flags;
 	}
 
-	if (netns_flags & SM_ENROLLED) {
-		claim = sm_find_claim(d, flags);
-		if (claim && claim->mode == SM_MODE_PROXY) {
+	/* What was found may be replaced while it's being used, even by another kind: then decide anew. */
+	for (i = 0; i < SM_POOL_ATTEMPTS && netns_flags & SM_ENROLLED; i++) {
+		found = sm_find_claim(&origin, flags);
+		if (!found)
+			break;
+		target = *found;
+		if (target.mode == SM_MODE_PROXY) {
 			if (sm_proxy_listens(ctx, sm_is_v4(&d->ip), cfg->proxy_port))
 				return sm_to_proxy(sk, cfg, cookie, netns_flags, d);
 			if (flags & SM_FAIL_CLOSED) {
@@ -274,50 +278,40 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 				return sm_refuse();
 			}
 			SM_COUNT(fail_open);
-		} else if (claim) {
-			for (i = 0; i < SM_POOL_ATTEMPTS; i++) {
-				target = *claim;
-				picked = sm_pick(&target, d, &backend);
-				if (picked != SM_PICK_STALE)
-					break;
-				SM_COUNT(pool_retries);
-				claim = sm_find_claim(&origin, flags);
-				if (!claim)
-					break;
-			}
-			if (picked != SM_PICKED) {
-				SM_COUNT(refused);
-				return sm_refuse();
-			}
+			break;
+		}
+		picked = sm_pick(&target, d, &backend);
+		if (picked == SM_PICK_REFUSE) {
+			SM_COUNT(refused);
+			return sm_refuse();
+		}
+		if (picked == SM_PICKED) {
 			SM_COUNT(offloaded);
 			st = sm_remember(sk, SM_ROLE_OFFLOAD, &origin);
 			if (st)
 				st->backend = backend;
 			goto direct;
 		}
+		SM_COUNT(pool_retries);
 	}
-
-	if (flags & SM_SERVICES) {
-		found = sm_find_frontend(d);
-		if (found) {
-			for (i = 0; i < SM_POOL_ATTEMPTS && found; i++) {
-				target = *found;
-				picked = sm_pick(&target, d, &backend);
-				if (picked != SM_PICK_STALE)
-					break;
-				SM_COUNT(pool_retries);
-				found = sm_find_frontend(&origin);
-			}
-			if (picked != SM_PICKED) {
-				SM_COUNT(refused);
-				return sm_refuse();
-			}
+	for (i = 0; i < SM_POOL_ATTEMPTS && flags & SM_SERVICES; i++) {
+		found = sm_find_frontend(&origin);
+		if (!found)
+			break;
+		target = *found;
+		picked = sm_pick(&target, d, &backend);
+		if (picked == SM_PICK_REFUSE) {
+			SM_COUNT(refused);
+			return sm_refuse();
+		}
+		if (picked == SM_PICKED) {
 			SM_COUNT(service);
 			st = sm_remember(sk, SM_ROLE_SERVICE, &origin);
 			if (st)
 				st->backend = backend;
 			goto direct;
 		}
+		SM_COUNT(pool_retries);
 	}
 
 	sm_leave(sk);
