@@ -14,7 +14,7 @@ func web(change ...func(*Object)) *Object {
 	o := &Object{
 		Name:       Name{"default", "web"},
 		ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
-		Ports:      []Port{{"http", TCP, 80}},
+		Ports:      []Port{{"http", TCP, 80, 0}},
 	}
 	for _, c := range change {
 		c(o)
@@ -24,7 +24,7 @@ func web(change ...func(*Object)) *Object {
 
 // slice is an EndpointSlice of web with port http at 8080.
 func slice(name string, endpoints ...Endpoint) *Slice {
-	return &Slice{Name: Name{"default", name}, Service: "web", Ports: []Port{{"http", TCP, 8080}}, Endpoints: endpoints}
+	return &Slice{Name: Name{"default", name}, Service: "web", Ports: []Port{{"http", TCP, 8080, 0}}, Endpoints: endpoints}
 }
 
 // ep is an endpoint; what is said of it: "ready", "serving", "terminating", "@node", "pod=name", "zone=name".
@@ -144,22 +144,22 @@ func TestBuild(t *testing.T) {
 		object: web(),
 		slices: []*Slice{
 			slice("a", ep("10.0.0.1", "ready")),
-			{Name: Name{"default", "b"}, Service: "web", Ports: []Port{{"http", TCP, 9090}}, Endpoints: []Endpoint{ep("10.0.0.2", "ready")}},
+			{Name: Name{"default", "b"}, Service: "web", Ports: []Port{{"http", TCP, 9090, 0}}, Endpoints: []Endpoint{ep("10.0.0.2", "ready")}},
 		},
 		want: "10.96.0.1:80/TCP -> 10.0.0.1:8080 10.0.0.2:9090",
 	}, {
 		name:   "multiport: each port by its name",
-		object: web(func(o *Object) { o.Ports = []Port{{"http", TCP, 80}, {"admin", TCP, 81}} }),
-		slices: []*Slice{{Name: Name{"default", "a"}, Service: "web", Ports: []Port{{"http", TCP, 8080}, {"admin", TCP, 8081}}, Endpoints: []Endpoint{ep("10.0.0.1", "ready")}}},
+		object: web(func(o *Object) { o.Ports = []Port{{"http", TCP, 80, 0}, {"admin", TCP, 81, 0}} }),
+		slices: []*Slice{{Name: Name{"default", "a"}, Service: "web", Ports: []Port{{"http", TCP, 8080, 0}, {"admin", TCP, 8081, 0}}, Endpoints: []Endpoint{ep("10.0.0.1", "ready")}}},
 		want:   "10.96.0.1:80/TCP -> 10.0.0.1:8080\n10.96.0.1:81/TCP -> 10.0.0.1:8081",
 	}, {
 		name:   "TCP and UDP on one port stay distinct",
-		object: web(func(o *Object) { o.Ports = []Port{{"dns-tcp", TCP, 53}, {"dns", UDP, 53}} }),
-		slices: []*Slice{{Name: Name{"default", "a"}, Service: "web", Ports: []Port{{"dns", UDP, 5353}, {"dns-tcp", TCP, 5354}}, Endpoints: []Endpoint{ep("10.0.0.1", "ready")}}},
+		object: web(func(o *Object) { o.Ports = []Port{{"dns-tcp", TCP, 53, 0}, {"dns", UDP, 53, 0}} }),
+		slices: []*Slice{{Name: Name{"default", "a"}, Service: "web", Ports: []Port{{"dns", UDP, 5353, 0}, {"dns-tcp", TCP, 5354, 0}}, Endpoints: []Endpoint{ep("10.0.0.1", "ready")}}},
 		want:   "10.96.0.1:53/TCP -> 10.0.0.1:5354\n10.96.0.1:53/UDP -> 10.0.0.1:5353",
 	}, {
 		name:   "a slice's port of the same name and another protocol is another port",
-		object: web(func(o *Object) { o.Ports = []Port{{"http", UDP, 80}} }),
+		object: web(func(o *Object) { o.Ports = []Port{{"http", UDP, 80, 0}} }),
 		slices: []*Slice{slice("a", ep("10.0.0.1", "ready"))},
 		want:   "10.96.0.1:80/UDP ->",
 	}, {
@@ -212,7 +212,7 @@ func TestAnUnnamedNodeHasNoLocalEndpoints(t *testing.T) {
 }
 
 func TestWhatIsExcludedIsSaid(t *testing.T) {
-	s := Build(web(func(o *Object) { o.Ports = append(o.Ports, Port{"admin", TCP, 81}); o.InternalLocal = true }), []*Slice{
+	s := Build(web(func(o *Object) { o.Ports = append(o.Ports, Port{"admin", TCP, 81, 0}); o.InternalLocal = true }), []*Slice{
 		slice("a", ep("10.0.0.1", "ready @here"), ep("10.0.0.2", "@here"), ep("10.0.0.3", "serving terminating @here"),
 			ep("10.0.0.4", "terminating @here"), ep("10.0.0.5", "ready @there")),
 	}, Node{Name: "here"})

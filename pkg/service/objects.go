@@ -20,13 +20,23 @@ type Object struct {
 	Headless bool
 	// Foreign: another proxy's, by label (service-proxy-name), or not for proxies at all (headless).
 	Foreign bool
-	// ClusterIPs of either family.
+	// ClusterIPs of either family, at most one of each.
 	ClusterIPs []netip.Addr
 	Ports      []Port
+	// LoadBalancerIPs are those ingress addresses of the status that this node short-cuts: ipMode VIP. What has ipMode
+	// Proxy is not kept, because the load balancer itself must see it.
+	LoadBalancerIPs []netip.Addr
+	ExternalIPs     []netip.Addr
+	// SourceRanges is loadBalancerSourceRanges.
+	SourceRanges []netip.Prefix
 	// Affinity is sessionAffinity ClientIP's time-out; 0: no affinity.
 	Affinity time.Duration
 	// InternalLocal is internalTrafficPolicy Local.
 	InternalLocal bool
+	// ExternalLocal is externalTrafficPolicy Local.
+	ExternalLocal bool
+	// HealthCheckNodePort is 0 unless the Service is a load balancer's with externalTrafficPolicy Local.
+	HealthCheckNodePort uint16
 	// Problems found in the object, passed on to Service.
 	Problems []Problem
 }
@@ -42,11 +52,13 @@ const (
 	TypeExternalName
 )
 
-// Port is a port of a Service. Its targetPort is not kept: slices carry resolved numbers.
+// Port is a port of a Service or slice. A Service's targetPort is not kept: slices carry resolved numbers.
 type Port struct {
 	Name     string
 	Protocol Protocol
 	Port     uint16
+	// NodePort of a Service's port; 0: none.
+	NodePort uint16
 }
 
 // Problem is something in an object that the data plane cannot honour.
@@ -61,13 +73,21 @@ type Problem struct {
 // Equal tells whether two versions of a Service mean the same.
 func (o *Object) Equal(b *Object) bool {
 	return o.Name == b.Name && o.UID == b.UID && o.Type == b.Type && o.Headless == b.Headless && o.Foreign == b.Foreign &&
-		o.Affinity == b.Affinity && o.InternalLocal == b.InternalLocal &&
-		slices.Equal(o.ClusterIPs, b.ClusterIPs) && slices.Equal(o.Ports, b.Ports) && slices.Equal(o.Problems, b.Problems)
+		o.Affinity == b.Affinity && o.InternalLocal == b.InternalLocal && o.ExternalLocal == b.ExternalLocal &&
+		o.HealthCheckNodePort == b.HealthCheckNodePort && slices.Equal(o.ClusterIPs, b.ClusterIPs) &&
+		slices.Equal(o.Ports, b.Ports) && slices.Equal(o.LoadBalancerIPs, b.LoadBalancerIPs) &&
+		slices.Equal(o.ExternalIPs, b.ExternalIPs) && slices.Equal(o.SourceRanges, b.SourceRanges) &&
+		slices.Equal(o.Problems, b.Problems)
 }
 
 // ours tells whether this Service has addresses that a node proxy serves.
 func (o *Object) ours() bool {
 	return !o.Foreign && !o.Headless && o.Type != TypeExternalName && len(o.ClusterIPs) > 0
+}
+
+// hasNodePort tells whether any port has a node port.
+func (o *Object) hasNodePort() bool {
+	return slices.ContainsFunc(o.Ports, func(p Port) bool { return p.NodePort != 0 })
 }
 
 // Slice is an EndpointSlice.
@@ -96,6 +116,7 @@ type Endpoint struct {
 	Ready       bool
 	Serving     bool
 	Terminating bool
+	Hints       Hints
 }
 
 // rank orders observations of one address: an address may stand in two slices while it moves between them, or belong
@@ -112,10 +133,4 @@ func (e *Endpoint) rank() int {
 		rank++
 	}
 	return rank
-}
-
-// Node is the node that decisions are made for.
-type Node struct {
-	Name string
-	Zone string
 }

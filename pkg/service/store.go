@@ -1,5 +1,7 @@
 package service
 
+import "slices"
+
 // Store joins Services with their slices as they come and go, in any order, and knows which Services have to be
 // worked out again. The cost of a change is that of the one Service it belongs to. It has no lock: its owner has.
 type Store struct {
@@ -28,13 +30,16 @@ func NewStore(node Node) *Store {
 
 // SetNode changes what is known of the node. Only Services whose meaning depends on it are worked out again.
 func (s *Store) SetNode(n Node) {
-	renamed := n.Name != s.node.Name
+	was := s.node
 	s.node = n
-	if !renamed {
-		return // No rule of today reads the zone; those that will (hints) mark their Services here.
-	}
+	renamed, moved := n.Name != was.Name, n.Zone != was.Zone
+	readdressed := !slices.Equal(n.NodePorts, was.NodePorts)
+	owning := n.ExternalIPs != was.ExternalIPs || n.ExternalIPs == ExternalIPsOwn && !slices.Equal(n.Addresses, was.Addresses)
 	for _, e := range s.services {
-		s.mark(e)
+		if renamed || moved && e.hinted() || e.object != nil &&
+			(readdressed && e.object.hasNodePort() || owning && len(e.object.ExternalIPs) > 0) {
+			s.mark(e)
+		}
 	}
 }
 
@@ -151,4 +156,14 @@ func (e *entry) list() []*Slice {
 		list = append(list, slice)
 	}
 	return list
+}
+
+// hinted tells whether any endpoint has hints.
+func (e *entry) hinted() bool {
+	for _, slice := range e.slices {
+		if slices.ContainsFunc(slice.Endpoints, func(e Endpoint) bool { return e.Hints != Hints{} }) {
+			return true
+		}
+	}
+	return false
 }

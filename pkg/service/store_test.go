@@ -22,7 +22,7 @@ func TestOnlyTheServiceThatChangedIsWorkedOutAgain(t *testing.T) {
 	s := NewStore(Node{Name: "here"})
 	for i := range 100 {
 		name := fmt.Sprintf("s%d", i)
-		s.SetService(&Object{Name: Name{"default", name}, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(i)})}, Ports: []Port{{"", TCP, 80}}})
+		s.SetService(&Object{Name: Name{"default", name}, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(i)})}, Ports: []Port{{"", TCP, 80, 0}}})
 		s.SetSlice(&Slice{Name: Name{"default", name + "-x"}, Service: name})
 	}
 	if n := len(drain(s)); n != 100 {
@@ -223,7 +223,7 @@ func randomSlice(r *rand.Rand, name Name) *Slice {
 }
 
 func randomPorts(r *rand.Rand) []Port {
-	ports := []Port{{"a", TCP, 80}, {"b", TCP, 81}, {"c", UDP, 80}}
+	ports := []Port{{"a", TCP, 80, 0}, {"b", TCP, 81, 0}, {"c", UDP, 80, 0}}
 	r.Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
 	return slices.Clone(ports[:r.IntN(4)])
 }
