@@ -74,6 +74,11 @@ func (c *compiler) accessLog(at *path, m *accesslogv3.AccessLog) *AccessLog {
 	if m.GetFilter() != nil {
 		log.Filter = c.logFilter(at.field("filter"), m.GetFilter())
 	}
+	if len(c.refused) == 0 {
+		if err := formatChecks.AccessLog(log); err != nil {
+			c.refuse(here, "%v", err)
+		}
+	}
 	return log
 }
 
@@ -89,7 +94,7 @@ func (c *compiler) logFormat(at *path, m *corev3.SubstitutionFormatString, log *
 	}
 	log.OmitEmpty = m.GetOmitEmptyValues()
 	for i, f := range m.GetFormatters() {
-		// Formatters add command operators of their own; an unknown operator prints "-".
+		// Formatters add command operators of their own; one that is used is then refused by its name.
 		c.warn(at.field("formatters").at(i).key(f.GetName()))
 	}
 	switch format := m.GetFormat().(type) {

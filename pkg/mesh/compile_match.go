@@ -218,6 +218,11 @@ func (c *compiler) mutations(at *path, side string, add []*corev3.HeaderValueOpt
 		if strings.ContainsAny(value, "\r\n\x00") {
 			c.refuse(here.field("header").field("value"), "contains a line break or NUL")
 		}
+		if !h.Literal {
+			if err := formatChecks.Value(value); err != nil {
+				c.refuse(here.field("header").field("value"), "%v", err)
+			}
+		}
 		m.Add = append(m.Add, h)
 	}
 	return m

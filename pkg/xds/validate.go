@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	_ "github.com/sockmesh/sockmesh/pkg/telemetry" // registers the checks of command operators
 )
 
 // Validation is what would become of one resource.
