@@ -142,7 +142,7 @@ func TestServicesComeAndGo(t *testing.T) {
 			start := time.Now()
 			_, err := w.tryCurl(w.client, svc.VIP(i), 1)
 			if err == nil || !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "exit status 7") {
-				return fmt.Errorf("%s: %v after %s; want a refusal", svc.VIP(i), err, time.Since(start))
+				return fmt.Errorf("%s: %v after %s; want a refusal", svc.VIP(i), err, time.Since(start).Round(time.Millisecond))
 			}
 		}
 		return nil
