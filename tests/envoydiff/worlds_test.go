@@ -317,6 +317,15 @@ upgrade_configs: [{upgrade_type: websocket}]
 		{name: "refused", send: []string{"GET /ws HTTP/1.1|Host: a|Connection: Upgrade|Upgrade: websocket|x-do: status 404||"}},
 		{name: "other", send: []string{"GET /ws HTTP/1.1|Host: a|Connection: Upgrade|Upgrade: other||"}},
 		{name: "unasked", send: []string{"GET /ws HTTP/1.1|Host: a|x-do: upgrade||"}, differs: "Envoy passes a 101 on that nobody asked for"},
+	}}, world{name: "connect", hcm: `
+upgrade_configs: [{upgrade_type: CONNECT}]
+`, hosts: routes(`
+- {match: {connect_matcher: {}}, route: {cluster: u}}
+- {match: {prefix: /}, route: {cluster: u}}
+`), exchanges: []exchange{
+		{name: "get", send: get("/", "")},
+		{name: "tunnel", send: []string{"CONNECT a:80 HTTP/1.1|Host: a:80|x-do: raw HTTP/1.1 200 OK^^hello||"}, skip: []string{"flags", "details"}}, // of the client's end, which ends both directions in Envoy
+		{name: "refused", send: []string{"CONNECT a:80 HTTP/1.1|Host: a:80|x-do: status 403||"}},
 	}}, world{name: "limits", hcm: `
 max_request_headers_kb: 1
 common_http_protocol_options: {max_headers_count: 10}

@@ -185,10 +185,11 @@ func (s *session) Finish() {
 			return
 		}
 		s.c.CloseDelayed(s.hcm.DelayedCloseTimeout)
-	case s.draining:
-		s.drain()
 	default:
 		s.becomeIdle()
+		if s.draining { // since the response began
+			s.drain()
+		}
 		if s.c.ReadPaused() || s.c.Unconsumed() > 0 {
 			s.c.ResumeRead()
 		}

@@ -31,6 +31,8 @@ type session struct {
 	endBy  int64 // max_connection_duration
 	count  uint32
 
+	idleSince int64
+
 	headDone  bool // the request's head has been read
 	reqDone   bool // the request has been read completely
 	paused    bool // the router does not want the body now
@@ -241,19 +243,31 @@ func (s *session) OnClose(*loop.Conn, error) {
 	s.srv.count--
 }
 
-// drain ends the connection when its request is done.
+// lull is how long a connection must have been idle to be closed without a warning. One that is in use is told
+// by "connection: close" on its next response: a client that has its next request on the way already would lose
+// it to a connection closed under its hands.
+const lull = int64(time.Second)
+
+// drain ends the connection when its request is done, or nothing has come for a while.
 func (s *session) drain() {
 	s.draining = true
-	if s.req == nil && !s.closing {
-		s.closing = true
-		s.c.CloseDelayed(s.hcm.DelayedCloseTimeout)
+	if s.req != nil || s.closing {
+		return
 	}
+	if now := s.srv.loop.Now(); now-s.idleSince < lull {
+		s.idleBy = s.idleSince + lull
+		s.arm(s.idleBy)
+		return
+	}
+	s.closing = true
+	s.c.CloseDelayed(s.hcm.DelayedCloseTimeout)
 }
 
 // becomeIdle starts the wait for the next request.
 func (s *session) becomeIdle() {
+	s.idleSince = s.srv.loop.Now()
 	if d := s.hcm.IdleTimeout; d > 0 {
-		s.idleBy = s.srv.loop.Now() + int64(d)
+		s.idleBy = s.idleSince + int64(d)
 		s.arm(s.idleBy)
 	}
 }
@@ -273,7 +287,11 @@ func (s *session) onTimer() {
 		return
 	}
 	now := s.srv.loop.Now()
-	if s.idleBy != 0 && now >= s.idleBy || s.endBy != 0 && now >= s.endBy {
+	switch {
+	case s.idleBy != 0 && now >= s.idleBy:
+		s.idleSince = now - lull // it is not in use, however short its time-out is
+		s.drain()
+	case s.endBy != 0 && now >= s.endBy:
 		s.endBy = 0
 		s.drain()
 	}

@@ -373,3 +373,38 @@ func TestManyRequestsLeaveNothingBehind(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+func TestARequestThatIsUnderWayWhenDrainBeginsIsAnswered(t *testing.T) {
+	// Clients that are busy all the time: none of them may lose a request to the drain.
+	p := start(t, "", echoPath(t))
+	type result struct {
+		answered int
+		err      error
+	}
+	results := make(chan result)
+	for range 8 {
+		go func() {
+			c := proxytest.Dial(t, p.Addr)
+			for n := 0; ; n++ {
+				c.Send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+				head, err := proxytest.ReadHead(c.R)
+				if err != nil {
+					results <- result{n, err}
+					return
+				}
+				c.Expect("/x")
+				if strings.Contains(head, "connection: close") {
+					results <- result{n, nil}
+					return
+				}
+			}
+		}()
+	}
+	time.Sleep(50 * time.Millisecond)
+	p.Do(p.Server.Drain)
+	for range 8 {
+		if r := <-results; r.err != nil {
+			t.Errorf("after %d requests: %v", r.answered, r.err)
+		}
+	}
+}

@@ -66,10 +66,16 @@ func (r *Request) record() {
 	if observe := r.rt.deps.Observe; observe != nil {
 		observe(rec)
 	}
-	gen := r.snap.Generation
-	for _, al := range r.hcm.AccessLog {
-		if l := r.rt.logger(al, gen); l != nil {
-			l.Log(rec, r.random)
+	r.log(r.hcm.AccessLog)
+	if rec.Attempts > 0 {
+		r.log(r.hcm.UpstreamLog)
+	}
+}
+
+func (r *Request) log(list []*mesh.AccessLog) {
+	for _, al := range list {
+		if l := r.rt.logger(al, r.snap.Generation); l != nil {
+			l.Log(&r.rec, r.random)
 		}
 	}
 }

@@ -63,11 +63,11 @@ func (r *Request) rewriteHost(a *mesh.RouteAction) {
 func (r *Request) setHost(a *mesh.RouteAction, host string) {
 	h := &r.head
 	if old := h.AuthorityString(); old != host {
-		if r.rec.OriginalAuthority == "" {
+		if r.rec.OriginalAuthority == "" { // and not once more for another endpoint
 			r.rec.OriginalAuthority = old
-		}
-		if a.AppendXFHost && old != "" {
-			r.appendForwardedHost(old)
+			if a.AppendXFHost && old != "" {
+				r.appendForwardedHost(old)
+			}
 		}
 		if !r.hcm.SuppressEnvoyHeaders && !h.Has(header.XEnvoyOriginalHost) {
 			h.Set(header.XEnvoyOriginalHost, old)
