@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -166,7 +167,7 @@ func addDefaultRoute(h *netlink.Handle, via netip.Addr) error {
 		any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
 	err := h.RouteAdd(&netlink.Route{Dst: ipNet(any), Gw: via.AsSlice()})
-	if err != nil && err != unix.EEXIST { // a second address of the family
+	if err != nil && !errors.Is(err, unix.EEXIST) { // a second address of the family
 		return fmt.Errorf("default route via %s: %w", via, err)
 	}
 	return nil

@@ -174,7 +174,7 @@ func (l *Lab) waitFor(ctx context.Context, proc *Process, try func() error) erro
 	go func() {
 		select {
 		case <-proc.Done():
-			cancel(fmt.Errorf("%s ended: %v", proc.name, proc.err))
+			cancel(errors.New(proc.name + " ended: " + fmt.Sprint(proc.err)))
 		case <-ctx.Done():
 		}
 	}()
