@@ -72,8 +72,9 @@ func (r *Request) mutate(m *mesh.HeaderMutations, h *header.Block) {
 		if a.Literal {
 			r.scratch = append(r.scratch, a.Value...)
 		} else {
-			// What is not known is left out of a header, where an access log would print "-".
-			r.scratch = r.rt.format(a, r.snap.Generation).AppendText(r.scratch, &r.rec, "")
+			// As it is: escaping is for log lines. What is not known is left out, where a log would print "-".
+			r.scratch = r.rt.format(a, r.snap.Generation).Append(r.scratch, &r.rec)
+
 		}
 		if len(r.scratch) == from && !a.KeepEmpty {
 			continue
