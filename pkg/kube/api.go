@@ -214,17 +214,17 @@ func trim(obj any) (any, error) {
 	case *held:
 		return o, nil
 	case *corev1.Service:
-		return hold(&o.ObjectMeta, convertService(o)), nil
+		return hold(&o.ObjectMeta, ConvertService(o)), nil
 	case *discoveryv1.EndpointSlice:
 		h := hold(&o.ObjectMeta, nil)
-		if slice := convertSlice(o); slice != nil {
+		if slice := ConvertSlice(o); slice != nil {
 			h.value = slice // Not a nil *Slice in an interface.
 		}
 		return h, nil
 	case *corev1.Pod:
 		return hold(&o.ObjectMeta, convertPod(o)), nil
 	case *corev1.Node:
-		return hold(&o.ObjectMeta, convertNode(o)), nil
+		return hold(&o.ObjectMeta, ConvertNode(o)), nil
 	case *metav1.PartialObjectMetadata:
 		return hold(&o.ObjectMeta, convertNamespace(&o.ObjectMeta)), nil
 	}

@@ -3,7 +3,10 @@ package kube
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 	"unique"
 
@@ -23,8 +26,8 @@ const (
 // (manifests need not), and leave out what they can make no sense of: an API server never stores such a thing, and
 // for manifests validate.go has refused it before.
 
-// convertService trims a Service.
-func convertService(s *corev1.Service) *service.Object {
+// ConvertService trims a Service.
+func ConvertService(s *corev1.Service) *service.Object {
 	o := &service.Object{
 		Name:          service.Name{Namespace: s.Namespace, Name: s.Name},
 		UID:           string(s.UID),
@@ -42,8 +45,8 @@ func convertService(s *corev1.Service) *service.Object {
 	for _, ip := range clusterIPs(s) {
 		if ip == corev1.ClusterIPNone {
 			o.Headless = true
-		} else if addr, err := netip.ParseAddr(ip); err == nil {
-			o.ClusterIPs = append(o.ClusterIPs, addr.Unmap())
+		} else if addr, ok := parseIP(ip); ok {
+			o.ClusterIPs = append(o.ClusterIPs, addr)
 		}
 	}
 	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
@@ -61,30 +64,39 @@ func convertService(s *corev1.Service) *service.Object {
 			})
 			continue
 		}
-		o.Ports = append(o.Ports, service.Port{Name: intern(p.Name), Protocol: protocol, Port: uint16(p.Port)})
+		o.Ports = append(o.Ports, service.Port{Name: intern(p.Name), Protocol: protocol, Port: uint16(p.Port), NodePort: uint16(p.NodePort)})
 	}
-	o.Problems = append(o.Problems, unsupported(s)...)
+	convertOutside(s, o)
 	return o
 }
 
-// unsupported lists what of a Service is not served yet: what comes in from outside the cluster.
-func unsupported(s *corev1.Service) []service.Problem {
-	var problems []service.Problem
-	note := func(field, detail string) {
-		problems = append(problems, service.Problem{Field: field, Detail: detail, Minor: true})
-	}
-	if s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		if slices.ContainsFunc(s.Spec.Ports, func(p corev1.ServicePort) bool { return p.NodePort != 0 }) {
-			note("spec.ports[*].nodePort", "node ports are not served yet")
+// convertOutside adds what is for clients outside the cluster. The type of the Service is not asked where the fields
+// speak for themselves, as kube-proxy does it: an API server clears them when the type changes.
+func convertOutside(s *corev1.Service, o *service.Object) {
+	for _, ip := range s.Spec.ExternalIPs {
+		if addr, ok := parseIP(ip); ok && !slices.Contains(o.ExternalIPs, addr) {
+			o.ExternalIPs = append(o.ExternalIPs, addr)
 		}
 	}
-	if len(s.Status.LoadBalancer.Ingress) > 0 {
-		note("status.loadBalancer.ingress", "load-balancer addresses are not served yet")
+	for _, ingress := range s.Status.LoadBalancer.Ingress {
+		if ingress.IPMode != nil && *ingress.IPMode != corev1.LoadBalancerIPModeVIP {
+			continue
+		}
+		if addr, ok := parseIP(ingress.IP); ok && !slices.Contains(o.LoadBalancerIPs, addr) {
+			o.LoadBalancerIPs = append(o.LoadBalancerIPs, addr)
+		}
 	}
-	if len(s.Spec.ExternalIPs) > 0 {
-		note("spec.externalIPs", "external addresses are not served yet")
+	for _, r := range s.Spec.LoadBalancerSourceRanges {
+		if prefix, ok := parseCIDR(r); ok && !slices.Contains(o.SourceRanges, prefix) {
+			o.SourceRanges = append(o.SourceRanges, prefix)
+		}
 	}
-	return problems
+	reachable := o.Type == service.TypeNodePort || o.Type == service.TypeLoadBalancer ||
+		o.Type == service.TypeClusterIP && len(s.Spec.ExternalIPs) > 0
+	o.ExternalLocal = reachable && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	if o.ExternalLocal && o.Type == service.TypeLoadBalancer {
+		o.HealthCheckNodePort = uint16(s.Spec.HealthCheckNodePort)
+	}
 }
 
 // clusterIPs are a Service's addresses; a manifest may give only the older singular field.
@@ -95,8 +107,33 @@ func clusterIPs(s *corev1.Service) []string {
 	return s.Spec.ClusterIPs
 }
 
-// convertSlice trims an EndpointSlice; nil: it is none for node proxies (no Service, not IP addresses, another's).
-func convertSlice(s *discoveryv1.EndpointSlice) *service.Slice {
+// parseIP reads an address. An octet may have leading zeros: API servers took them for long, and still store them.
+func parseIP(s string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		if addr, err = netip.ParseAddr(leadingZeros.ReplaceAllString(s, "$1")); err != nil {
+			return netip.Addr{}, false
+		}
+	}
+	return addr.Unmap(), addr.Zone() == ""
+}
+
+var leadingZeros = regexp.MustCompile(`\b0+(\d)`)
+
+// parseCIDR reads a range, which API servers take with blanks around it and with bits set beyond its length.
+func parseCIDR(s string) (netip.Prefix, bool) {
+	ip, bits, _ := strings.Cut(strings.TrimSpace(s), "/")
+	addr, ok := parseIP(ip)
+	n, err := strconv.Atoi(bits)
+	if !ok || err != nil || strings.HasPrefix(bits, "+") {
+		return netip.Prefix{}, false
+	}
+	prefix, err := addr.Prefix(n)
+	return prefix, err == nil
+}
+
+// ConvertSlice trims an EndpointSlice; nil: it is none for node proxies (no Service, not IP addresses, another's).
+func ConvertSlice(s *discoveryv1.EndpointSlice) *service.Slice {
 	o := &service.Slice{
 		Name:    service.Name{Namespace: s.Namespace, Name: s.Name},
 		Service: s.Labels[discoveryv1.LabelServiceName],
@@ -132,12 +169,12 @@ func convertEndpoint(e *discoveryv1.Endpoint) (service.Endpoint, bool) {
 	if len(e.Addresses) == 0 {
 		return service.Endpoint{}, false
 	}
-	addr, err := netip.ParseAddr(e.Addresses[0]) // The API says: consumers use the first only.
-	if err != nil {
+	addr, ok := parseIP(e.Addresses[0]) // The API says: consumers use the first only.
+	if !ok {
 		return service.Endpoint{}, false
 	}
 	o := service.Endpoint{
-		Addr:        addr.Unmap(),
+		Addr:        addr,
 		Ready:       e.Conditions.Ready == nil || *e.Conditions.Ready,
 		Serving:     e.Conditions.Serving == nil || *e.Conditions.Serving,
 		Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
@@ -148,10 +185,24 @@ func convertEndpoint(e *discoveryv1.Endpoint) (service.Endpoint, bool) {
 	if e.Zone != nil {
 		o.Zone = intern(*e.Zone)
 	}
+	if e.Hints != nil {
+		o.Hints = convertHints(e.Hints)
+	}
 	if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
 		o.Pod = e.TargetRef.Name
 	}
 	return o, true
+}
+
+func convertHints(h *discoveryv1.EndpointHints) service.Hints {
+	var zones, nodes []string
+	for _, z := range h.ForZones {
+		zones = append(zones, z.Name)
+	}
+	for _, n := range h.ForNodes {
+		nodes = append(nodes, n.Name)
+	}
+	return service.MakeHints(zones, nodes)
 }
 
 // convertPod trims a Pod. What its namespace says is added by the table.
@@ -173,8 +224,8 @@ func convertPod(p *corev1.Pod) *Pod {
 		o.ServiceAccount = "default"
 	}
 	for _, ip := range podIPs(p) {
-		if addr, err := netip.ParseAddr(ip); err == nil {
-			o.IPs = append(o.IPs, addr.Unmap())
+		if addr, ok := parseIP(ip); ok {
+			o.IPs = append(o.IPs, addr)
 		}
 	}
 	return o
@@ -196,15 +247,15 @@ func convertNamespace(m *metav1.ObjectMeta) *namespace {
 	return &namespace{name: m.Name, label: choice(m.Labels)}
 }
 
-// convertNode trims a Node.
-func convertNode(n *corev1.Node) *Node {
+// ConvertNode trims a Node. Of its addresses the internal ones come first, so that the first of a family is the one
+// that the cluster knows the node by.
+func ConvertNode(n *corev1.Node) *Node {
 	o := &Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
-	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
-			continue
-		}
-		if addr, err := netip.ParseAddr(a.Address); err == nil {
-			o.Addresses = append(o.Addresses, addr.Unmap())
+	for _, t := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+		for _, a := range n.Status.Addresses {
+			if addr, ok := parseIP(a.Address); ok && a.Type == t {
+				o.Addresses = append(o.Addresses, addr)
+			}
 		}
 	}
 	return o

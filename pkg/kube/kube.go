@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
@@ -40,6 +41,9 @@ type Source interface {
 	// Run watches until ctx ends. An error means that the source cannot work at all (a folder that doesn't exist);
 	// whatever may pass (an unreachable API server, a broken file) is logged, shown by Status, and retried.
 	Run(ctx context.Context) error
+	// SetAddresses says which addresses the node's devices have, now and whenever that changes. They are needed for node
+	// ports on other addresses than the Node object's and for external IPs that the node must own.
+	SetAddresses(devices []netip.Addr)
 	// Status says what the source sees now.
 	Status() Status
 	// Recorder publishes Events on objects where this source can, and logs them in any case.
@@ -52,6 +56,12 @@ type Config struct {
 	NodeName string
 	// Enroll says which pods' connections the proxy may take.
 	Enroll EnrollPolicy
+	// NodePorts says on which of the node's addresses node ports are served; the zero value: on those of the Node object.
+	NodePorts service.NodePortAddresses
+	// ExternalIPs says which of Services' externalIPs are honoured.
+	ExternalIPs service.ExternalIPPolicy
+	// Outside: clients outside the cluster are served too. Without it, Services that are meant for them carry a note.
+	Outside bool
 	// Handler is told what changes.
 	Handler Handler
 	// Logger defaults to slog.Default.

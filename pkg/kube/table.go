@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -45,6 +46,7 @@ type table struct {
 	namespaces map[string]Choice
 	node       *Node
 	nodeDirty  bool
+	devices    []netip.Addr // what SetAddresses said
 	waiting    map[kind]bool
 	synced     bool
 
@@ -64,7 +66,7 @@ func newTable(cfg Config, recorder EventRecorder) *table {
 		cfg:        cfg,
 		recorder:   recorder,
 		wake:       make(chan struct{}, 1),
-		store:      service.NewStore(service.Node{Name: cfg.NodeName}),
+		store:      service.NewStore(service.Node{Name: cfg.NodeName, ExternalIPs: cfg.ExternalIPs, Outside: cfg.Outside}),
 		pods:       map[service.Name]*podEntry{},
 		namespaces: map[string]Choice{},
 		waiting:    map[kind]bool{},
@@ -273,7 +275,30 @@ func (t *table) setNode(n *Node) {
 		return
 	}
 	t.node, t.nodeDirty = n, true
-	t.store.SetNode(service.Node{Name: n.Name, Zone: n.Zone})
+	t.updateNode()
+}
+
+// SetAddresses says which addresses the node's devices have.
+func (t *table) SetAddresses(devices []netip.Addr) {
+	t.mu.Lock()
+	t.devices = slices.Clone(devices)
+	t.updateNode()
+	t.mu.Unlock()
+	t.signal()
+}
+
+// updateNode tells the store what the Node object, the devices and the settings say together. Called with mu held.
+func (t *table) updateNode() {
+	node := service.Node{Name: t.cfg.NodeName, ExternalIPs: t.cfg.ExternalIPs, Outside: t.cfg.Outside}
+	var primary []netip.Addr
+	if t.node != nil {
+		node.Name, node.Zone, primary = t.node.Name, t.node.Zone, t.node.Addresses
+	}
+	node.NodePorts = t.cfg.NodePorts.Choose(primary, t.devices)
+	node.Addresses = slices.Concat(primary, t.devices)
+	slices.SortFunc(node.Addresses, netip.Addr.Compare)
+	node.Addresses = slices.Compact(node.Addresses)
+	t.store.SetNode(node)
 }
 
 // status is what Status says of the table.

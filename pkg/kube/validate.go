@@ -39,11 +39,12 @@ func takeService(object any) (any, field.ErrorList, []string) {
 		wrong = append(wrong, checkClusterIPs(s, spec)...)
 		wrong = append(wrong, checkServicePorts(s, spec.Child("ports"))...)
 	}
+	wrong = append(wrong, checkOutside(s, spec)...)
 	if len(wrong) > 0 {
 		return nil, wrong, nil
 	}
 	fillNamespace(&s.ObjectMeta)
-	return convertService(s), nil, nil
+	return ConvertService(s), nil, nil
 }
 
 func checkClusterIPs(s *corev1.Service, spec *field.Path) (wrong field.ErrorList) {
@@ -104,6 +105,56 @@ func checkServicePorts(s *corev1.Service, ports *field.Path) (wrong field.ErrorL
 	return wrong
 }
 
+// checkOutside checks what is for clients outside the cluster.
+func checkOutside(s *corev1.Service, spec *field.Path) (wrong field.ErrorList) {
+	typed := s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer
+	type number struct {
+		port     int32
+		protocol corev1.Protocol
+	}
+	taken := map[number]bool{}
+	for i, p := range s.Spec.Ports {
+		path := spec.Child("ports").Index(i).Child("nodePort")
+		if p.NodePort == 0 {
+			continue
+		}
+		if !typed {
+			wrong = append(wrong, field.Forbidden(path, "expected type NodePort or LoadBalancer"))
+		}
+		wrong = append(wrong, checkPort(path, p.NodePort)...)
+		n := number{p.NodePort, protocolOr(p.Protocol)}
+		if taken[n] {
+			wrong = append(wrong, field.Duplicate(path, p.NodePort))
+		}
+		taken[n] = true
+	}
+	for i, ip := range s.Spec.ExternalIPs {
+		_, bad := checkIP(spec.Child("externalIPs").Index(i), ip)
+		wrong = append(wrong, bad...)
+	}
+	for i, ingress := range s.Status.LoadBalancer.Ingress {
+		path := field.NewPath("status", "loadBalancer", "ingress").Index(i)
+		if ingress.IP != "" {
+			_, bad := checkIP(path.Child("ip"), ingress.IP)
+			wrong = append(wrong, bad...)
+		}
+		if ingress.IPMode != nil {
+			wrong = append(wrong, checkOneOf(path.Child("ipMode"), *ingress.IPMode, corev1.LoadBalancerIPModeVIP, corev1.LoadBalancerIPModeProxy)...)
+		}
+	}
+	for i, r := range s.Spec.LoadBalancerSourceRanges {
+		if _, ok := parseCIDR(r); !ok {
+			wrong = append(wrong, field.Invalid(spec.Child("loadBalancerSourceRanges").Index(i), r, "expected a range, such as 10.9.8.0/24 or 2001:db8::/64"))
+		}
+	}
+	wrong = append(wrong, checkOneOf(spec.Child("externalTrafficPolicy"), s.Spec.ExternalTrafficPolicy, "",
+		corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)...)
+	if p := s.Spec.HealthCheckNodePort; p != 0 {
+		wrong = append(wrong, checkPort(spec.Child("healthCheckNodePort"), p)...)
+	}
+	return wrong
+}
+
 func takeSlice(object any) (any, field.ErrorList, []string) {
 	s := object.(*discoveryv1.EndpointSlice)
 	wrong := checkMeta(&s.ObjectMeta)
@@ -142,7 +193,7 @@ func takeSlice(object any) (any, field.ErrorList, []string) {
 		notes = append(notes, fmt.Sprintf("metadata.labels: without %s it belongs to no Service and is ignored", discoveryv1.LabelServiceName))
 	}
 	fillNamespace(&s.ObjectMeta)
-	if slice := convertSlice(s); slice != nil {
+	if slice := ConvertSlice(s); slice != nil {
 		return slice, nil, notes
 	}
 	return nil, nil, notes
@@ -193,7 +244,7 @@ func takeNode(object any) (any, field.ErrorList, []string) {
 	if len(wrong) > 0 {
 		return nil, wrong, nil
 	}
-	return convertNode(n), nil, nil
+	return ConvertNode(n), nil, nil
 }
 
 func checkMeta(m *metav1.ObjectMeta) (wrong field.ErrorList) {

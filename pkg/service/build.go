@@ -27,6 +27,7 @@ func Build(o *Object, eps []*Slice, node Node) *Service {
 		}
 	}
 	b.clusterIPs()
+	b.outside()
 	b.nodePorts()
 	b.loadBalancerIPs()
 	b.externalIPs()
@@ -79,6 +80,23 @@ func (b *builder) use(v4 bool, port Port) use {
 	ofFamily := func(ip netip.Addr) bool { return ip.Is4() == v4 }
 	outside := port.NodePort != 0 || slices.ContainsFunc(b.o.LoadBalancerIPs, ofFamily) || slices.ContainsFunc(b.o.ExternalIPs, ofFamily)
 	return use{internalLocal: b.o.InternalLocal, externalLocal: b.o.ExternalLocal, outside: outside}
+}
+
+// outside notes what is only half served.
+func (b *builder) outside() {
+	const detail = "not served yet to clients outside the cluster"
+	if b.node.Outside {
+		return
+	}
+	if b.o.hasNodePort() {
+		b.problem("spec.ports[*].nodePort", detail)
+	}
+	if len(b.o.LoadBalancerIPs) > 0 {
+		b.problem("status.loadBalancer.ingress", detail)
+	}
+	if len(b.o.ExternalIPs) > 0 {
+		b.problem("spec.externalIPs", detail)
+	}
 }
 
 func (b *builder) clusterIPs() {

@@ -18,6 +18,8 @@ type Node struct {
 	Addresses []netip.Addr
 	// ExternalIPs says which of spec.externalIPs are honoured.
 	ExternalIPs ExternalIPPolicy
+	// Outside: clients outside are served. Without it, Services that are meant for them get a note.
+	Outside bool
 }
 
 // ExternalIPPolicy says which of a Service's externalIPs are honoured. Whoever may write Services can name any address

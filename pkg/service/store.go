@@ -32,7 +32,7 @@ func NewStore(node Node) *Store {
 func (s *Store) SetNode(n Node) {
 	was := s.node
 	s.node = n
-	renamed, moved := n.Name != was.Name, n.Zone != was.Zone
+	renamed, moved := n.Name != was.Name || n.Outside != was.Outside, n.Zone != was.Zone
 	readdressed := !slices.Equal(n.NodePorts, was.NodePorts)
 	owning := n.ExternalIPs != was.ExternalIPs || n.ExternalIPs == ExternalIPsOwn && !slices.Equal(n.Addresses, was.Addresses)
 	for _, e := range s.services {
