@@ -205,3 +205,26 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		t.Errorf("completion: %d", code)
 	}
 }
+
+func TestValidateSaysWhatWouldBeRefused(t *testing.T) {
+	dir := t.TempDir()
+	good, bad := filepath.Join(dir, "web.clusters.yaml"), filepath.Join(dir, "bad.listeners.yaml")
+	for path, text := range map[string]string{
+		good: "name: web\ntype: STATIC\nload_assignment: {cluster_name: web}\n",
+		bad:  "name: l\naddress: {socket_address: {address: 10.0.0.1, port_value: 80}}\nfilter_chains: [{filters: [{name: no.such.filter}]}]\n",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, out, errOut := run(t, nil, "validate", good); code != 0 || !strings.Contains(out, "1 accepted, 0 refused") {
+		t.Errorf("%d %q %q", code, out, errOut)
+	}
+	code, out, _ := run(t, nil, "validate", good, bad)
+	if code != 1 || !strings.Contains(out, "no.such.filter") || !strings.Contains(out, "filter_chains[0].filters[0]") || !strings.Contains(out, "1 accepted, 1 refused") {
+		t.Errorf("%d %q", code, out)
+	}
+	if code, out, _ := run(t, nil, "validate", bad, "-o", "json"); code != 1 || !json.Valid([]byte(out)) {
+		t.Errorf("%d %q", code, out)
+	}
+}
