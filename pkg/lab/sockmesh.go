@@ -140,6 +140,8 @@ type Status struct {
 	}
 	Pods        struct{ Local, Enrolled int }
 	Connections struct{ Proxied, Offloaded, Service, Passed, Refused uint64 }
+	// Proxy.Generation counts the configurations that were put in force.
+	Proxy struct{ Generation uint64 }
 }
 
 // Status asks the agent through the CLI, as a user would.

@@ -17,13 +17,17 @@ func TestChangesUnderLoadBreakNothing(t *testing.T) {
 	kept, fresh := w.load(false), w.load(true)
 	spare := w.server(anywhere, "v1b", 40)
 	for i := range 10 {
+		before := w.status().Proxy.Generation
 		w.weights(100-i*10, i*10)
+		w.inForce(before)
 		w.must(kept.WaitRequests(w.ctx, 200))
+		before = w.status().Proxy.Generation
 		if i%2 == 0 {
 			w.endpoints("v1", spare, w.v1)
 		} else {
 			w.endpoints("v1", w.v1)
 		}
+		w.inForce(before)
 		w.must(fresh.WaitRequests(w.ctx, 200))
 	}
 	w.weights(0, 100)

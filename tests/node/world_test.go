@@ -160,6 +160,12 @@ func (w *world) weights(v1, v2 int) {
 	)))
 }
 
+// inForce waits until a configuration newer than that generation is.
+func (w *world) inForce(before uint64) {
+	w.t.Helper()
+	w.must(w.WaitStatus(w.ctx, fmt.Sprintf("newer than generation %d", before), func(s lab.Status) bool { return s.Proxy.Generation > before }))
+}
+
 // curl sends n requests from the pod to the address, on one connection, and counts the lines of the answers.
 func (w *world) curl(from *lab.Pod, to netip.AddrPort, n int, flags ...string) map[string]int {
 	w.t.Helper()
