@@ -69,7 +69,7 @@ func memberBelow(root string, pid int) (bool, error) {
 		}
 		return nil
 	})
-	if err == found {
+	if errors.Is(err, found) {
 		return true, nil
 	}
 	return false, err
