@@ -74,7 +74,6 @@ func (r *Request) mutate(m *mesh.HeaderMutations, h *header.Block) {
 		} else {
 			// As it is: escaping is for log lines. What is not known is left out, where a log would print "-".
 			r.scratch = r.rt.format(a, r.snap.Generation).Append(r.scratch, &r.rec)
-
 		}
 		if len(r.scratch) == from && !a.KeepEmpty {
 			continue
