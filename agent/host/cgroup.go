@@ -42,6 +42,13 @@ func JoinCgroup(root string) (moved bool, err error) {
 	return true, nil
 }
 
+// LeaveCgroup removes the cgroup that JoinCgroup made, if nobody is in it.
+func LeaveCgroup(root string) {
+	if root != "" {
+		_ = os.Remove(filepath.Join(root, OwnCgroup)) // EBUSY: somebody is; ENOENT: there is none
+	}
+}
+
 // memberBelow looks for pid in every cgroup.procs of the tree. Cgroups come and go meanwhile; what vanishes
 // is skipped.
 func memberBelow(root string, pid int) (bool, error) {

@@ -177,6 +177,7 @@ func newCleanupCommand() *cobra.Command {
 		if err := datapath.Cleanup(agent.DatapathConfig(cfg, log)); err != nil {
 			return fmt.Errorf("not everything could be removed: %w", err)
 		}
+		host.LeaveCgroup(cfg.CgroupRoot)
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), "Everything of sockmesh below "+cfg.BPFFS+" has been removed from the kernel.")
 		return err
 	}
