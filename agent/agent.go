@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -175,7 +174,10 @@ func newSource(cfg config.Config, h kube.Handler, log *slog.Logger) (kube.Source
 // Run works until ctx ends, and then drains: connections that are open may finish within --drain-time. It returns early
 // with an error if a part that nothing works without fails. force ends the drain at once.
 func (a *Agent) Run(ctx, force context.Context) error {
-	defer a.close()
+	defer func() {
+		a.close()
+		a.log.Info("sockmesh-agent has ended; programs and maps stay in the kernel")
+	}()
 	// Parts outlive ctx: while connections drain, their endpoints and pods must still be known.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer a.parts.Wait()
@@ -309,7 +311,6 @@ func (a *Agent) close() {
 			a.log.Warn("closing the kernel's part", "error", err)
 		}
 	}
-	a.log.Info("sockmesh-agent has ended; programs and maps stay in the kernel", "pid", os.Getpid())
 }
 
 // ReopenLogs makes access logs open their files again, after rotation.
