@@ -39,8 +39,11 @@ type apiSource struct {
 	broken map[kind]string // what went wrong last, until it works again
 }
 
-// notForeign leaves out at the server what foreign would leave out here.
-const notForeign = "!" + labelServiceProxyName + ",!" + labelHeadless
+// notForeign and notHeadless leave out at the server what foreign and headless would leave out here.
+const (
+	notForeign  = "!" + labelServiceProxyName + "," + notHeadless
+	notHeadless = "!" + labelHeadless
+)
 
 // NewAPI gives a source that watches an API server. RESTConfig makes the rest.Config.
 func NewAPI(cfg Config, rc *rest.Config) (Source, error) {
@@ -72,7 +75,7 @@ func NewAPI(cfg Config, rc *rest.Config) (Source, error) {
 	s.table = newTable(cfg, s.recorder)
 	all := metav1.NamespaceAll
 	s.watch(kindService, &corev1.Service{}, lister(core.Services(all), labels(notForeign)))
-	s.watch(kindEndpointSlice, &discoveryv1.EndpointSlice{}, lister(discovery.EndpointSlices(all), labels(notForeign)))
+	s.watch(kindEndpointSlice, &discoveryv1.EndpointSlice{}, lister(discovery.EndpointSlices(all), labels(notHeadless)))
 	s.watch(kindPod, &corev1.Pod{}, lister(core.Pods(all), fieldIs("spec.nodeName", cfg.NodeName)))
 	s.watch(kindNode, &corev1.Node{}, lister(core.Nodes(), fieldIs("metadata.name", cfg.NodeName)))
 	s.watch(kindNamespace, &metav1.PartialObjectMetadata{}, lister(meta.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")), nil))

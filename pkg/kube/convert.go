@@ -138,7 +138,7 @@ func ConvertSlice(s *discoveryv1.EndpointSlice) *service.Slice {
 		Name:    service.Name{Namespace: s.Namespace, Name: s.Name},
 		Service: s.Labels[discoveryv1.LabelServiceName],
 	}
-	if o.Service == "" || foreign(s.Labels) || s.AddressType == discoveryv1.AddressTypeFQDN {
+	if o.Service == "" || headless(s.Labels) || s.AddressType == discoveryv1.AddressTypeFQDN {
 		return nil
 	}
 	for _, p := range s.Ports {
@@ -261,11 +261,17 @@ func ConvertNode(n *corev1.Node) *Node {
 	return o
 }
 
-// foreign tells whether labels take an object away from node proxies. The labels' presence counts, not their value.
+// foreign tells whether labels take a Service away from this proxy. The labels' presence counts, not their value.
 func foreign(labels map[string]string) bool {
 	_, other := labels[labelServiceProxyName]
+	return other || headless(labels)
+}
+
+// headless tells whether a label says that no proxy serves an object. Of slices only this label counts: the other one
+// is its Service's to say, and a controller copies it to slices late.
+func headless(labels map[string]string) bool {
 	_, headless := labels[labelHeadless]
-	return other || headless
+	return headless
 }
 
 // choice reads EnrollLabel; what is neither true nor false says nothing (and is warned of in manifests).
