@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -125,11 +126,38 @@ type testCase struct {
 // setUp starts a case.
 type setUp func(context.Context, scenario) (setup, error)
 
-// setup is a case that runs: what the client calls, the process that is the proxy (nil: none), how to undo it all.
+// setup is a case that runs: what the client calls, the process that is the proxy (nil: none), what the kernel did with
+// the connections meanwhile (nil: no hooks of ours), how to undo it all.
 type setup struct {
 	target netip.AddrPort
 	proxy  *lab.Process
+	kernel func(context.Context) (kernelCounts, error)
 	undo   func() error
+}
+
+// kernelCounts prove that a case measured what its name says.
+type kernelCounts struct {
+	taken              uint64 // connections that the hooks sent to the proxy, or chose an endpoint for
+	redirected, passed uint64 // bytes from socket to socket, and by TCP
+}
+
+// share is the part of the bytes that went from socket to socket.
+func (k kernelCounts) share() float64 {
+	return float64(k.redirected) / float64(max(1, k.redirected+k.passed))
+}
+
+// prove returns an error if the connections did not take the path of the case. Not all bytes need be redirected: a
+// direction whose reader is slow goes back to TCP.
+func (k kernelCounts) prove(path string) error {
+	switch {
+	case k.taken == 0:
+		return errors.New("the hooks saw no connection")
+	case path == "sockmap" && k.redirected == 0:
+		return errors.New("not a byte went from socket to socket")
+	case path == "connect" && k.redirected > 0:
+		return fmt.Errorf("%d bytes went from socket to socket", k.redirected)
+	}
+	return nil
 }
 
 // cases in the order in which they are measured: the alternation is the round.

@@ -18,6 +18,7 @@ type sample struct {
 	p50, p99, p999   float64 // microseconds
 	cpuPerRequest    float64 // microseconds of user and system time of the proxy
 	rss              int64
+	redirected       float64 // share of the bytes that went from socket to socket, 0 to 1
 	requests, errors int64
 }
 
@@ -58,6 +59,16 @@ func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sam
 	}
 	if result.requests > 0 {
 		result.cpuPerRequest = float64((after - before).Microseconds()) / float64(result.requests)
+	}
+	if set.kernel != nil {
+		counts, err := set.kernel(ctx)
+		if err == nil {
+			err = counts.prove(c.path)
+		}
+		if err != nil {
+			return sample{}, err
+		}
+		result.redirected = counts.share()
 	}
 	result.rss, err = rss(set)
 	return result, err

@@ -28,7 +28,7 @@ func (w *world) behindIptables(start starter) setUp {
 		}
 		_, err = w.client.Run(ctx, "iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", target.Addr().String(),
 			"--dport", fmt.Sprint(target.Port()), "-j", "REDIRECT", "--to-ports", fmt.Sprint(outbound.Port()))
-		return setup{target, proc, undo}, err
+		return setup{target: target, proxy: proc, undo: undo}, err
 	}
 }
 
@@ -40,8 +40,10 @@ func (w *world) behindHooks(start starter, accelerate bool) setUp {
 		if err != nil {
 			return setup{}, err
 		}
-		detach, err := w.attachHooks(ctx, accelerate, mesh.Claim{Addr: target, Listener: "bench"})
-		return setup{target, proc, func() error { return errors.Join(stop(proc), detach()) }}, err
+		set, err := w.attachHooks(ctx, accelerate, mesh.Claim{Addr: target, Listener: "bench"})
+		detach := set.undo
+		set.proxy, set.undo = proc, func() error { return errors.Join(stop(proc), detach()) }
+		return set, err
 	}
 }
 
@@ -52,34 +54,38 @@ func (w *world) throughKernel(accelerate bool) setUp {
 		claim := mesh.Claim{Addr: target, Listener: "bench", Offload: &mesh.Offload{Clusters: []mesh.OffloadCluster{{
 			Name: "server", Weight: 1, Endpoints: []mesh.OffloadEndpoint{{Addr: w.backend(s), Weight: 1}},
 		}}}}
-		detach, err := w.attachHooks(ctx, accelerate, claim)
-		return setup{target, nil, detach}, err
+		return w.attachHooks(ctx, accelerate, claim)
 	}
 }
 
-func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Claim) (detach func() error, err error) {
+func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Claim) (setup, error) {
 	cfg := datapath.Config{
 		CgroupRoot: w.lab.Cgroup, BPFFS: w.lab.BPFFS(), Services: true, Logger: slog.New(slog.DiscardHandler),
 		// The proxy's upstream connections carry no mark of ours, so they count as what they look like: a pod
 		// calling a pod.
 		Acceleration: accelerate, AcceleratePods: accelerate,
 	}
+	set := setup{target: target, undo: func() error { return nil }}
 	dp, err := datapath.Open(cfg)
 	if err != nil {
-		return func() error { return nil }, err
+		return set, err
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	detach = func() error {
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	set.undo = func() error {
 		cancel()
 		return errors.Join(dp.Close(), datapath.Cleanup(cfg))
 	}
+	set.kernel = func(context.Context) (kernelCounts, error) {
+		c, err := dp.Counters()
+		return kernelCounts{c.Proxied + c.Offloaded, c.RedirectedBytes, c.PassedBytes}, err
+	}
 	rec := dp.Reconciler()
-	go func() { _ = rec.Run(ctx) }()
+	go func() { _ = rec.Run(running) }()
 	var pods []datapath.Pod
 	for _, p := range []*lab.Pod{w.client, w.server} {
 		cookie, err := p.Cookie()
 		if err != nil {
-			return detach, err
+			return set, err
 		}
 		pods = append(pods, datapath.Pod{Cookie: cookie, IPs: p.Addrs, Enrolled: true, Namespace: p.Namespace, Name: p.PodSpec.Name})
 	}
@@ -88,7 +94,7 @@ func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Cla
 	for _, source := range []string{datapath.SourceServices, datapath.SourceClaims, datapath.SourcePods} {
 		rec.Synced(source)
 	}
-	return detach, rec.Flush(ctx)
+	return set, rec.Flush(ctx)
 }
 
 // sockmesh is the whole thing as it runs on a node.
@@ -126,7 +132,11 @@ func (w *world) sockmesh(acceleration string) setUp {
 		err = w.lab.WaitStatus(ctx, "the listener and two enrolled pods", func(s lab.Status) bool {
 			return s.XDS.Resources["listener"] == 1 && s.XDS.Resources["cluster"] == 1 && s.Pods.Enrolled == 2
 		})
-		return setup{target, agent, undo}, err
+		kernel := func(ctx context.Context) (kernelCounts, error) {
+			s, err := w.lab.Status(ctx)
+			return kernelCounts{s.Connections.Proxied, s.Acceleration.RedirectedBytes, s.Acceleration.PassedBytes}, err
+		}
+		return setup{target, agent, kernel, undo}, err
 	}
 }
 

@@ -60,6 +60,7 @@ type result struct {
 	CPU         spread  `json:"-"`
 	CPUMedian   float64 `json:"cpu_us_per_request"`
 	RSS         int64   `json:"rss_bytes"`
+	Redirected  float64 `json:"redirected_share"`
 	Errors      int64   `json:"errors"`
 	// Valid is false where requests failed or the case could not be set up; Problem says why.
 	Valid   bool   `json:"valid"`
@@ -80,6 +81,7 @@ func (w *row) result(o options) result {
 	r.P50, r.P99 = of(func(s sample) float64 { return s.p50 }).Median, of(func(s sample) float64 { return s.p99 }).Median
 	r.P999 = of(func(s sample) float64 { return s.p999 }).Median
 	r.RSS = int64(of(func(s sample) float64 { return float64(s.rss) }).Median)
+	r.Redirected = of(func(s sample) float64 { return s.redirected }).Median
 	for _, s := range w.samples {
 		r.Errors += s.errors
 	}
@@ -120,14 +122,14 @@ func (r *report) print(out io.Writer) {
 		if x.Scenario != last {
 			t.Flush()
 			fmt.Fprintf(out, "\n%s: %s\n", x.Scenario, w.scenario.what)
-			fmt.Fprintln(t, "proxy\tpath\trequests/s\t(min to max)\tof direct\tp50 us\tp99 us\tp99.9 us\tproxy CPU us/request\tRSS MiB\t")
+			fmt.Fprintln(t, "proxy\tpath\trequests/s\t(min to max)\tof direct\tp50 us\tp99 us\tp99.9 us\tproxy CPU us/request\tRSS MiB\tredirected\t")
 			last, direct = x.Scenario, 0
 		}
 		if x.Proxy == "none" && x.Path == "none" {
 			direct = x.RPS.Median
 		}
 		if !x.Valid {
-			fmt.Fprintf(t, "%s\t%s\tno result\t%d errors\t\t\t\t\t\t\t\n", x.Proxy, x.Path, x.Errors)
+			fmt.Fprintf(t, "%s\t%s\tno result\t%d errors\t\t\t\t\t\t\t\t\n", x.Proxy, x.Path, x.Errors)
 			continue
 		}
 		ratio := "-"
@@ -138,8 +140,12 @@ func (r *report) print(out io.Writer) {
 		if x.Proxy != "none" {
 			cpu, memory = fmt.Sprintf("%.1f (%.1f to %.1f)", x.CPU.Median, x.CPU.Min, x.CPU.Max), fmt.Sprintf("%.0f", float64(x.RSS)/(1<<20))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.0f\t(%.0f to %.0f)\t%s\t%.0f\t%.0f\t%.0f\t%s\t%s\t\n",
-			x.Proxy, x.Path, x.RPS.Median, x.RPS.Min, x.RPS.Max, ratio, x.P50, x.P99, x.P999, cpu, memory)
+		redirected := "-"
+		if x.Path == "sockmap" {
+			redirected = fmt.Sprintf("%.0f %%", 100*x.Redirected)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%.0f\t(%.0f to %.0f)\t%s\t%.0f\t%.0f\t%.0f\t%s\t%s\t%s\t\n",
+			x.Proxy, x.Path, x.RPS.Median, x.RPS.Min, x.RPS.Max, ratio, x.P50, x.P99, x.P999, cpu, memory, redirected)
 	}
 	t.Flush()
 	for _, w := range r.rows {
