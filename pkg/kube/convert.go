@@ -31,6 +31,7 @@ func ConvertService(s *corev1.Service) *service.Object {
 	o := &service.Object{
 		Name:          service.Name{Namespace: s.Namespace, Name: s.Name},
 		UID:           string(s.UID),
+		Created:       s.CreationTimestamp.Time,
 		Foreign:       foreign(s.Labels),
 		InternalLocal: s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}

@@ -15,22 +15,26 @@ import (
 //
 // An address of the outside counts only if the Service has a cluster IP of its family: the cluster IPs say which
 // families a Service has endpoints of.
-func Build(o *Object, eps []*Slice, node Node) *Service {
+func Build(o *Object, eps []*Slice, node Node) *Service { return build(o, eps, &node, nil) }
+
+// build is Build among other Services; owner names the one that has an address, where that is another one.
+func build(o *Object, eps []*Slice, node *Node, owner func(key) (Name, bool)) *Service {
 	if o == nil || !o.ours() {
 		return nil
 	}
-	b := builder{o: o, node: &node, out: &Service{Name: o.Name, UID: o.UID, Problems: o.Problems}, excluded: map[Excluded]bool{}}
+	b := builder{
+		o: o, node: node, owner: owner, excluded: map[Excluded]bool{}, families: make(map[family][]sets, 2),
+		out: &Service{Name: o.Name, UID: o.UID, Problems: o.Problems, Frontends: make([]Frontend, 0, len(o.ClusterIPs)*len(o.Ports))},
+	}
 	for _, ip := range o.ClusterIPs {
-		v4 := ip.Is4()
-		if _, twice := b.families[family(v4)]; !twice {
+		if v4 := family(ip.Is4()); b.families[v4] == nil {
 			b.addFamily(eps, v4)
 		}
 	}
-	b.clusterIPs()
-	b.outside()
-	b.nodePorts()
-	b.loadBalancerIPs()
-	b.externalIPs()
+	for f := range o.addresses(node) {
+		b.add(f)
+	}
+	b.remarks()
 	b.healthCheck(eps)
 	for e := range b.excluded {
 		b.out.Excluded = append(b.out.Excluded, e)
@@ -43,137 +47,97 @@ func Build(o *Object, eps []*Slice, node Node) *Service {
 
 // builder makes one Service.
 type builder struct {
-	o    *Object
-	node *Node
-	out  *Service
+	o     *Object
+	node  *Node
+	out   *Service
+	owner func(key) (Name, bool)
 	// families holds for each family of cluster IPs the endpoints of each of o.Ports.
 	families map[family][]sets
 	excluded map[Excluded]bool
-	// taken are addresses that have a frontend already; only needed where there are kinds besides cluster IPs.
-	taken map[key]bool
+	// restricted are the External values with source ranges, by the ones without.
+	restricted map[*External]*External
 }
 
 // family is true for IPv4.
 type family bool
 
-// key is what no two frontends share.
-type key struct {
-	addr     netip.AddrPort
-	protocol Protocol
+// String is the API's name.
+func (f family) String() string {
+	if f {
+		return "IPv4"
+	}
+	return "IPv6"
 }
 
 // addFamily decides on the endpoints of one family, for each port.
-func (b *builder) addFamily(eps []*Slice, v4 bool) {
-	if b.families == nil {
-		b.families = make(map[family][]sets, 2)
-	}
+func (b *builder) addFamily(eps []*Slice, v4 family) {
 	all := make([]sets, len(b.o.Ports))
 	for i, port := range b.o.Ports {
-		candidates := gather(eps, v4, port, b.excluded)
+		candidates := gather(eps, bool(v4), port, b.excluded)
 		all[i] = choose(candidates, b.use(v4, port), b.o.Name.Namespace, b.node, b.excluded)
 	}
-	b.families[family(v4)] = all
+	b.families[v4] = all
 }
 
 // use says which sets of endpoints a port needs.
-func (b *builder) use(v4 bool, port Port) use {
-	ofFamily := func(ip netip.Addr) bool { return ip.Is4() == v4 }
+func (b *builder) use(v4 family, port Port) use {
+	ofFamily := func(ip netip.Addr) bool { return ip.Is4() == bool(v4) }
 	outside := port.NodePort != 0 || slices.ContainsFunc(b.o.LoadBalancerIPs, ofFamily) || slices.ContainsFunc(b.o.ExternalIPs, ofFamily)
 	return use{internalLocal: b.o.InternalLocal, externalLocal: b.o.ExternalLocal, outside: outside}
 }
 
-// outside notes what is only half served.
-func (b *builder) outside() {
-	const detail = "not served yet to clients outside the cluster"
-	if b.node.Outside {
-		return
+// add adds a frontend, unless the address is another Service's.
+func (b *builder) add(f front) {
+	if b.owner != nil {
+		if other, taken := b.owner(f.key); taken {
+			b.problem(fieldOf[f.kind], fmt.Sprintf("%s/%s is not served: it is an address of Service %s", f.addr, f.protocol, other), false)
+			return
+		}
 	}
-	if b.o.hasNodePort() {
-		b.problem("spec.ports[*].nodePort", detail)
+	port, s := &b.o.Ports[f.port], &b.families[family(f.addr.Addr().Is4())][f.port]
+	out := Frontend{
+		Addr:     f.addr,
+		Protocol: f.protocol,
+		Kind:     f.kind,
+		PortName: port.Name,
+		Affinity: b.o.Affinity,
+		Backends: s.internal,
 	}
-	if len(b.o.LoadBalancerIPs) > 0 {
-		b.problem("status.loadBalancer.ingress", detail)
+	if f.kind != ClusterIP {
+		out.Backends, out.External = s.cluster, s.external
 	}
-	if len(b.o.ExternalIPs) > 0 {
-		b.problem("spec.externalIPs", detail)
+	if f.kind == LoadBalancer {
+		out.External = b.restrict(s.external, b.sources(family(f.addr.Addr().Is4())))
+	}
+	if f.addr.Addr().IsLoopback() {
+		b.out.Loopback = append(b.out.Loopback, out)
+	} else {
+		b.out.Frontends = append(b.out.Frontends, out)
 	}
 }
 
-func (b *builder) clusterIPs() {
-	for _, ip := range b.o.ClusterIPs {
-		for i, port := range b.o.Ports {
-			b.out.Frontends = append(b.out.Frontends, b.frontend(ClusterIP, ip, port.Port, i))
-		}
+// restrict adds source ranges, by a copy that the load balancer's addresses share.
+func (b *builder) restrict(x *External, sources []netip.Prefix) *External {
+	if len(sources) == 0 {
+		return x
 	}
-}
-
-func (b *builder) nodePorts() {
-	for _, ip := range b.node.NodePorts {
-		if b.families[family(ip.Is4())] == nil {
-			continue
+	if b.restricted[x] == nil {
+		if b.restricted == nil {
+			b.restricted = map[*External]*External{}
 		}
-		for i, port := range b.o.Ports {
-			switch {
-			case port.NodePort == 0:
-			case ip.IsLoopback():
-				b.out.Loopback = append(b.out.Loopback, b.frontend(NodePort, ip, port.NodePort, i))
-			default:
-				b.add(NodePort, ip, port.NodePort, i, nil)
-			}
-		}
+		copied := *x
+		copied.Sources = sources
+		b.restricted[x] = &copied
 	}
-}
-
-func (b *builder) loadBalancerIPs() {
-	for _, ip := range b.o.LoadBalancerIPs {
-		if !b.has(ip, "status.loadBalancer.ingress") {
-			continue
-		}
-		sources := b.sources(ip.Is4())
-		for i, port := range b.o.Ports {
-			b.add(LoadBalancer, ip, port.Port, i, sources)
-		}
-	}
-}
-
-func (b *builder) externalIPs() {
-	for _, ip := range b.o.ExternalIPs {
-		if !b.has(ip, "spec.externalIPs") {
-			continue
-		}
-		if why := b.node.refuses(ip); why != "" {
-			b.problem("spec.externalIPs", ip.String()+" "+why)
-			continue
-		}
-		for i, port := range b.o.Ports {
-			b.add(ExternalIP, ip, port.Port, i, nil)
-		}
-	}
-}
-
-// has tells whether the Service has the address's family, and notes where not.
-func (b *builder) has(ip netip.Addr, field string) bool {
-	if b.families[family(ip.Is4())] != nil {
-		return true
-	}
-	b.problem(field, ip.String()+" is not served: the Service has no cluster IP of this family")
-	return false
-}
-
-// problem notes what is not honoured; the object's own list is shared and stays as it is.
-func (b *builder) problem(field, detail string) {
-	p := Problem{Field: field, Detail: detail, Minor: true}
-	if !slices.Contains(b.out.Problems, p) {
-		b.out.Problems = append(slices.Clip(b.out.Problems), p)
-	}
+	return b.restricted[x]
 }
 
 // sources are the ranges of one family that may use load-balancer addresses; nil: all may. As with kube-proxy, that is
 // also so where all ranges are of the other family.
-func (b *builder) sources(v4 bool) []netip.Prefix {
+func (b *builder) sources(v4 family) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range b.o.SourceRanges {
-		if p.Addr().Is4() != v4 {
+		if p.Addr().Is4() != bool(v4) {
 			continue
 		}
 		if p.Bits() == 0 {
@@ -182,54 +146,45 @@ func (b *builder) sources(v4 bool) []netip.Prefix {
 		out = append(out, p)
 	}
 	if len(out) == 0 && len(b.o.SourceRanges) > 0 {
-		b.problem("spec.loadBalancerSourceRanges", fmt.Sprintf("no range is of family %s: its load-balancer addresses are open to all", familyName(v4)))
+		b.problem("spec.loadBalancerSourceRanges", fmt.Sprintf("no range is of family %s: its load-balancer addresses are open to all", v4), true)
 	}
 	return out
 }
 
-func familyName(v4 bool) string {
-	if v4 {
-		return "IPv4"
-	}
-	return "IPv6"
+// fieldOf is where an object says its addresses of a kind.
+var fieldOf = map[Kind]string{
+	ClusterIP: "spec.clusterIPs", NodePort: "spec.ports[*].nodePort", LoadBalancer: "status.loadBalancer.ingress", ExternalIP: "spec.externalIPs",
 }
 
-// add adds a frontend unless the Service has one at the address: kinds come in the order of their rank.
-func (b *builder) add(kind Kind, ip netip.Addr, number uint16, port int, sources []netip.Prefix) {
-	if b.taken == nil {
-		b.taken = make(map[key]bool, 2*len(b.out.Frontends))
-		for _, f := range b.out.Frontends {
-			b.taken[key{f.Addr, f.Protocol}] = true
+// remarks notes what of the outside's addresses is not or only half served.
+func (b *builder) remarks() {
+	for kind, ips := range map[Kind][]netip.Addr{LoadBalancer: b.o.LoadBalancerIPs, ExternalIP: b.o.ExternalIPs} {
+		for _, ip := range ips {
+			if b.families[family(ip.Is4())] == nil {
+				b.problem(fieldOf[kind], ip.String()+" is not served: the Service has no cluster IP of this family", true)
+			} else if why := b.node.refuses(ip); kind == ExternalIP && why != "" {
+				b.problem(fieldOf[kind], ip.String()+" "+why, true)
+			}
+		}
+		if len(ips) > 0 && !b.node.Outside {
+			b.problem(fieldOf[kind], notOutside, true)
 		}
 	}
-	f := b.frontend(kind, ip, number, port)
-	k := key{f.Addr, f.Protocol}
-	if b.taken[k] {
-		return
+	if b.o.hasNodePort() && !b.node.Outside {
+		b.problem(fieldOf[NodePort], notOutside, true)
 	}
-	b.taken[k] = true
-	if len(sources) > 0 {
-		restricted := *f.External
-		restricted.Sources = sources
-		f.External = &restricted
-	}
-	b.out.Frontends = append(b.out.Frontends, f)
+	own := b.out.Problems[len(b.o.Problems):]
+	slices.SortFunc(own, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.Field, b.Field), cmp.Compare(a.Detail, b.Detail)) })
 }
 
-func (b *builder) frontend(kind Kind, ip netip.Addr, number uint16, port int) Frontend {
-	p, s := &b.o.Ports[port], &b.families[family(ip.Is4())][port]
-	f := Frontend{
-		Addr:     netip.AddrPortFrom(ip, number),
-		Protocol: p.Protocol,
-		Kind:     kind,
-		PortName: p.Name,
-		Affinity: b.o.Affinity,
-		Backends: s.internal,
+const notOutside = "not served yet to clients outside the cluster"
+
+// problem notes what is not honoured; the object's own list is shared and stays as it is.
+func (b *builder) problem(field, detail string, minor bool) {
+	p := Problem{Field: field, Detail: detail, Minor: minor}
+	if !slices.Contains(b.out.Problems, p) {
+		b.out.Problems = append(slices.Clip(b.out.Problems), p)
 	}
-	if kind != ClusterIP {
-		f.Backends, f.External = s.cluster, s.external
-	}
-	return f
 }
 
 // healthCheck counts the ready endpoints on this node, over all ports of the slices, whether or not the Service has

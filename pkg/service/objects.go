@@ -14,6 +14,8 @@ import (
 type Object struct {
 	Name Name
 	UID  string
+	// Created orders Services that want one address.
+	Created time.Time
 	// Type is spec.type.
 	Type Type
 	// Headless: clusterIP None.
@@ -72,7 +74,7 @@ type Problem struct {
 
 // Equal tells whether two versions of a Service mean the same.
 func (o *Object) Equal(b *Object) bool {
-	return o.Name == b.Name && o.UID == b.UID && o.Type == b.Type && o.Headless == b.Headless && o.Foreign == b.Foreign &&
+	return o.Name == b.Name && o.UID == b.UID && o.Created.Equal(b.Created) && o.Type == b.Type && o.Headless == b.Headless && o.Foreign == b.Foreign &&
 		o.Affinity == b.Affinity && o.InternalLocal == b.InternalLocal && o.ExternalLocal == b.ExternalLocal &&
 		o.HealthCheckNodePort == b.HealthCheckNodePort && slices.Equal(o.ClusterIPs, b.ClusterIPs) &&
 		slices.Equal(o.Ports, b.Ports) && slices.Equal(o.LoadBalancerIPs, b.LoadBalancerIPs) &&

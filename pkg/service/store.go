@@ -3,12 +3,14 @@ package service
 import "slices"
 
 // Store joins Services with their slices as they come and go, in any order, and knows which Services have to be
-// worked out again. The cost of a change is that of the one Service it belongs to. It has no lock: its owner has.
+// worked out again. The cost of a change is that of the one Service it belongs to, and of those that want the same
+// addresses. It has no lock: its owner has.
 type Store struct {
 	node     Node
 	services map[Name]*entry
 	// owner is the Service that a slice belongs to, because its label may change.
 	owner     map[Name]Name
+	addresses owners
 	dirty     []*entry
 	served    int
 	endpoints int
@@ -25,7 +27,7 @@ type entry struct {
 
 // NewStore gives an empty store for a node.
 func NewStore(node Node) *Store {
-	return &Store{node: node, services: map[Name]*entry{}, owner: map[Name]Name{}}
+	return &Store{node: node, services: map[Name]*entry{}, owner: map[Name]Name{}, addresses: owners{map[key]want{}, map[key][]want{}}}
 }
 
 // SetNode changes what is known of the node. Only Services whose meaning depends on it are worked out again.
@@ -35,11 +37,20 @@ func (s *Store) SetNode(n Node) {
 	renamed, moved := n.Name != was.Name || n.Outside != was.Outside, n.Zone != was.Zone
 	readdressed := !slices.Equal(n.NodePorts, was.NodePorts)
 	owning := n.ExternalIPs != was.ExternalIPs || n.ExternalIPs == ExternalIPsOwn && !slices.Equal(n.Addresses, was.Addresses)
+	var other []*entry
 	for _, e := range s.services {
-		if renamed || moved && e.hinted() || e.object != nil &&
-			(readdressed && e.object.hasNodePort() || owning && len(e.object.ExternalIPs) > 0) {
+		if e.object != nil && (readdressed && e.object.hasNodePort() || owning && len(e.object.ExternalIPs) > 0) {
+			other = append(other, e)
+		} else if renamed || moved && e.hinted() {
 			s.mark(e)
 		}
+	}
+	for _, e := range other {
+		s.addresses.remove(e, &was, s.mark)
+	}
+	for _, e := range other {
+		s.addresses.add(e, &n, s.mark)
+		s.mark(e)
 	}
 }
 
@@ -49,8 +60,7 @@ func (s *Store) SetService(o *Object) {
 	if e.object != nil && e.object.Equal(o) {
 		return
 	}
-	e.object = o
-	s.mark(e)
+	s.replace(e, o)
 }
 
 // DeleteService removes a Service; its slices stay until they are deleted themselves.
@@ -59,8 +69,20 @@ func (s *Store) DeleteService(name Name) {
 	if e == nil || e.object == nil {
 		return
 	}
-	e.object = nil
+	s.replace(e, nil)
+}
+
+// replace gives an entry another object. Whoever loses an address by it is worked out before it, and whoever wins one
+// after it, so that no two are told to serve one address.
+func (s *Store) replace(e *entry, o *Object) {
+	var won []*entry
+	s.addresses.remove(e, &s.node, func(other *entry) { won = append(won, other) })
+	e.object = o
+	s.addresses.add(e, &s.node, s.mark)
 	s.mark(e)
+	for _, other := range won {
+		s.mark(other)
+	}
 }
 
 // SetSlice adds a slice or replaces it.
@@ -109,7 +131,7 @@ func (s *Store) Next() (name Name, svc *Service, ok bool) {
 		if e.object == nil && len(e.slices) == 0 {
 			delete(s.services, e.name)
 		}
-		svc := Build(e.object, e.list(), s.node)
+		svc := build(e.object, e.list(), &s.node, s.addresses.owner(e))
 		announced := e.announced
 		e.announced = svc != nil
 		s.served += count(e.announced) - count(announced)

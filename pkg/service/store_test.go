@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 )
 
 // drain takes all changes of a store.
@@ -131,7 +132,7 @@ func TestAServiceDeletedAndMadeAgainFindsItsSlices(t *testing.T) {
 func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		s := NewStore(Node{Name: "n0"})
+		s, node := NewStore(randomNode(r)), randomNode(r)
 		objects, all := map[Name]*Object{}, map[Name]*Slice{}
 		told := map[Name]*Service{}
 		note := func() {
@@ -149,7 +150,9 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 		for range 5 + r.IntN(60) {
 			name := Name{"default", fmt.Sprintf("s%d", r.IntN(3))}
 			sliceName := Name{"default", fmt.Sprintf("x%d", r.IntN(5))}
-			switch r.IntN(6) {
+			switch r.IntN(7) {
+			case 6:
+				s.SetNode(randomNode(r))
 			case 0, 1:
 				o := randomObject(r, name)
 				objects[name] = o
@@ -169,6 +172,7 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 				note()
 			}
 		}
+		s.SetNode(node)
 		note()
 		want := map[Name]*Service{}
 		endpoints := 0
@@ -180,7 +184,7 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 				}
 			}
 			r.Shuffle(len(its), func(i, j int) { its[i], its[j] = its[j], its[i] })
-			if svc := Build(o, its, Node{Name: "n0"}); svc != nil {
+			if svc := build(o, its, &node, naiveOwner(o, objects, &node)); svc != nil {
 				want[name] = svc
 			}
 		}
@@ -196,14 +200,65 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 	}
 }
 
+// naiveOwner looks through all objects for who has an address.
+func naiveOwner(o *Object, all map[Name]*Object, node *Node) func(key) (Name, bool) {
+	return func(k key) (Name, bool) {
+		var best *Object
+		var bestKind Kind
+		for _, other := range all {
+			for f := range other.addresses(node) {
+				older := best != nil && (other.Created.Before(best.Created) ||
+					other.Created.Equal(best.Created) && other.Name.String() < best.Name.String())
+				if f.key == k && (best == nil || f.kind < bestKind || f.kind == bestKind && older) {
+					best, bestKind = other, f.kind
+				}
+			}
+		}
+		return best.Name, best != o
+	}
+}
+
+func randomNode(r *rand.Rand) Node {
+	n := Node{Name: "n0", Zone: fmt.Sprintf("z%d", r.IntN(2)), Outside: r.IntN(2) == 0, ExternalIPs: ExternalIPPolicy(r.IntN(3))}
+	for _, ip := range []string{"192.0.2.1", "127.0.0.1", "2001:db8::1"} {
+		if r.IntN(2) == 0 {
+			n.NodePorts = append(n.NodePorts, netip.MustParseAddr(ip))
+		}
+	}
+	if r.IntN(2) == 0 {
+		n.Addresses = []netip.Addr{netip.MustParseAddr("10.96.0.2")}
+	}
+	return n
+}
+
 func randomObject(r *rand.Rand, name Name) *Object {
-	o := &Object{Name: name, Type: Type(r.IntN(4)), Headless: r.IntN(5) == 0, Foreign: r.IntN(8) == 0, InternalLocal: r.IntN(2) == 0}
+	o := &Object{
+		Name: name, Type: Type(r.IntN(4)), Headless: r.IntN(5) == 0, Foreign: r.IntN(8) == 0, InternalLocal: r.IntN(2) == 0,
+		ExternalLocal: r.IntN(2) == 0, HealthCheckNodePort: uint16(r.IntN(3)), Created: time.Unix(int64(r.IntN(2)), 0),
+	}
 	for _, ip := range []string{"10.96.0.1", "fd00::1"} {
 		if r.IntN(3) > 0 {
 			o.ClusterIPs = append(o.ClusterIPs, netip.MustParseAddr(ip))
 		}
 	}
+	some := func() (ips []netip.Addr) {
+		for _, ip := range []string{"10.96.0.1", "10.96.0.2", "192.0.2.1", "fd00::1"} {
+			if r.IntN(4) == 0 {
+				ips = append(ips, netip.MustParseAddr(ip))
+			}
+		}
+		return ips
+	}
+	o.LoadBalancerIPs, o.ExternalIPs = some(), some()
+	for _, p := range []string{"10.0.0.0/8", "0.0.0.0/0", "fd00::/8"} {
+		if r.IntN(3) == 0 {
+			o.SourceRanges = append(o.SourceRanges, netip.MustParsePrefix(p))
+		}
+	}
 	o.Ports = randomPorts(r)
+	for i := range o.Ports {
+		o.Ports[i].NodePort = uint16(r.IntN(2) * (30000 + i))
+	}
 	return o
 }
 
@@ -217,6 +272,7 @@ func randomSlice(r *rand.Rand, name Name) *Slice {
 			Ready:       r.IntN(2) == 0,
 			Serving:     r.IntN(2) == 0,
 			Terminating: r.IntN(2) == 0,
+			Hints:       MakeHints([]string{"z0", "z1"}[:r.IntN(3)], []string{"n0", "n1"}[:r.IntN(3)]),
 		})
 	}
 	return x
