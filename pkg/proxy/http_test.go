@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -64,8 +65,10 @@ func TestNoRequestFailsWhileRoutesAndClustersChange(t *testing.T) {
 			defer wg.Done()
 			tr := &http.Transport{MaxIdleConnsPerHost: 1}
 			dialer := net.Dialer{Timeout: patience}
-			tr.DialContext = nil
-			tr.Dial = func(network, a string) (net.Conn, error) { dialled.Add(1); return dialer.Dial(network, a) }
+			tr.DialContext = func(ctx context.Context, network, a string) (net.Conn, error) {
+				dialled.Add(1)
+				return dialer.DialContext(ctx, network, a)
+			}
 			defer tr.CloseIdleConnections()
 			client := &http.Client{Transport: tr, Timeout: patience}
 			for {
