@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -171,6 +172,9 @@ func (w *world) veths() int {
 	}
 	defer h.Close()
 	links, err := h.LinkList()
+	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 100; tries++ { // links come and go meanwhile
+		links, err = h.LinkList()
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
