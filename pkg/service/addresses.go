@@ -93,8 +93,8 @@ func (w want) before(b want) bool {
 		cmp.Compare(x.Name.Namespace, y.Name.Namespace), cmp.Compare(x.Name.Name, y.Name.Name)) < 0
 }
 
-// add notes what an entry's object wants, and names those that lose by it.
-func (o *owners) add(e *entry, node *Node, lost func(*entry)) {
+// add notes what an entry's object wants, and names those whose address has another owner by it.
+func (o *owners) add(e *entry, node *Node, changed func(*entry)) {
 	if e.object == nil {
 		return
 	}
@@ -106,15 +106,17 @@ func (o *owners) add(e *entry, node *Node, lost func(*entry)) {
 			o.first[f.key] = w
 		case w.before(has):
 			o.first[f.key], o.others[f.key] = w, append(o.others[f.key], has)
-			lost(has.entry)
+			for _, other := range o.others[f.key] {
+				changed(other.entry)
+			}
 		default:
 			o.others[f.key] = append(o.others[f.key], w)
 		}
 	}
 }
 
-// remove forgets what an entry's object wanted, and names those that win by it.
-func (o *owners) remove(e *entry, node *Node, won func(*entry)) {
+// remove forgets what an entry's object wanted, and names those whose address has another owner by it.
+func (o *owners) remove(e *entry, node *Node, changed func(*entry)) {
 	if e.object == nil {
 		return
 	}
@@ -130,9 +132,9 @@ func (o *owners) remove(e *entry, node *Node, won func(*entry)) {
 				if others[i].before(others[best]) {
 					best = i
 				}
+				changed(others[i].entry)
 			}
 			o.first[f.key] = others[best]
-			won(others[best].entry)
 			others[best] = others[len(others)-1]
 			others = others[:len(others)-1]
 		} else {

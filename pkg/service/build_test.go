@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -233,5 +234,52 @@ func TestWhatIsExcludedIsSaid(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestEveryEndpointIsUsedOrExcludedForAReason: in random Services, each endpoint of the Service's families that its
+// slice gives a port of the Service is a backend somewhere or is listed with a reason, and never both.
+func TestEveryEndpointIsUsedOrExcludedForAReason(t *testing.T) {
+	for seed := range uint64(5000) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		o, node := randomObject(r, Name{"default", "s"}), randomNode(r)
+		var eps []*Slice
+		for i := range r.IntN(4) {
+			eps = append(eps, randomSlice(r, Name{"default", fmt.Sprint(i)}))
+		}
+		if Build(o, eps, node) == nil {
+			continue
+		}
+		for _, port := range o.Ports {
+			one := *o
+			one.Ports = []Port{port}
+			svc := Build(&one, eps, node)
+			used, excluded := map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
+			for _, f := range slices.Concat(svc.Frontends, svc.Loopback) {
+				for _, b := range f.Backends {
+					used[b.Addr] = true
+				}
+				if f.External != nil {
+					for _, b := range f.External.Backends {
+						used[b.Addr] = true
+					}
+				}
+			}
+			for _, e := range svc.Excluded {
+				excluded[e.Addr] = true
+			}
+			outside := port.NodePort != 0 || len(o.LoadBalancerIPs)+len(o.ExternalIPs) > 0
+			for _, ip := range o.ClusterIPs {
+				for _, c := range gather(eps, ip.Is4(), port, nil) {
+					// An endpoint that only addresses of the outside use is no backend where the node serves none of them.
+					if used[c.addr] == excluded[c.addr] && !outside {
+						t.Fatalf("seed %d: %s of port %s: used %v, excluded %v", seed, c.addr, port.Name, used[c.addr], excluded[c.addr])
+					}
+					if used[c.addr] && excluded[c.addr] {
+						t.Fatalf("seed %d: %s is used and excluded", seed, c.addr)
+					}
+				}
+			}
+		}
 	}
 }

@@ -360,3 +360,24 @@ func TestNodePortAddresses(t *testing.T) {
 		}
 	}
 }
+
+func TestALoserNamesTheOwnerOfNow(t *testing.T) {
+	s := NewStore(outsideNode())
+	want := func(name, owner string) {
+		t.Helper()
+		drain := drain(s)
+		if svc := drain[Name{"default", name}]; svc == nil || len(svc.Problems) != 1 || !strings.HasSuffix(svc.Problems[0].Detail, "Service default/"+owner) {
+			t.Errorf("%s: %+v", name, svc)
+		}
+	}
+	add := func(name string, created int64) {
+		s.SetService(&Object{Name: Name{"default", name}, ClusterIPs: addrs("10.96.0.1"), Ports: []Port{{"", TCP, 80, 0}}, Created: time.Unix(created, 0)})
+	}
+	add("b", 2)
+	add("c", 3)
+	want("c", "b")
+	add("a", 1)
+	want("c", "a")
+	s.DeleteService(Name{"default", "a"})
+	want("c", "b")
+}

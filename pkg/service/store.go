@@ -73,14 +73,15 @@ func (s *Store) DeleteService(name Name) {
 }
 
 // replace gives an entry another object. Whoever loses an address by it is worked out before it, and whoever wins one
-// after it, so that no two are told to serve one address.
+// after it, unless they wait already: two Services are told to serve one address for the moment between two calls of
+// Next at most.
 func (s *Store) replace(e *entry, o *Object) {
-	var won []*entry
-	s.addresses.remove(e, &s.node, func(other *entry) { won = append(won, other) })
+	var after []*entry
+	s.addresses.remove(e, &s.node, func(other *entry) { after = append(after, other) })
 	e.object = o
 	s.addresses.add(e, &s.node, s.mark)
 	s.mark(e)
-	for _, other := range won {
+	for _, other := range after {
 		s.mark(other)
 	}
 }

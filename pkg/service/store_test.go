@@ -132,7 +132,8 @@ func TestAServiceDeletedAndMadeAgainFindsItsSlices(t *testing.T) {
 func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		s, node := NewStore(randomNode(r)), randomNode(r)
+		node := randomNode(r)
+		s := NewStore(node)
 		objects, all := map[Name]*Object{}, map[Name]*Slice{}
 		told := map[Name]*Service{}
 		note := func() {
@@ -148,23 +149,24 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 			}
 		}
 		for range 5 + r.IntN(60) {
-			name := Name{"default", fmt.Sprintf("s%d", r.IntN(3))}
+			name := Name{"default", fmt.Sprintf("s%d", r.IntN(4))}
 			sliceName := Name{"default", fmt.Sprintf("x%d", r.IntN(5))}
-			switch r.IntN(7) {
+			switch r.IntN(25) {
 			case 6:
-				s.SetNode(randomNode(r))
-			case 0, 1:
+				node = randomNode(r)
+				s.SetNode(node)
+			default:
 				o := randomObject(r, name)
 				objects[name] = o
 				s.SetService(o)
-			case 2, 3:
+			case 7, 8, 9, 10, 11, 12, 13, 14:
 				x := randomSlice(r, sliceName)
 				all[sliceName] = x
 				s.SetSlice(x)
-			case 4:
+			case 1, 2, 3:
 				delete(objects, name)
 				s.DeleteService(name)
-			case 5:
+			case 4, 5:
 				delete(all, sliceName)
 				s.DeleteSlice(sliceName)
 			}
@@ -172,7 +174,6 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 				note()
 			}
 		}
-		s.SetNode(node)
 		note()
 		want := map[Name]*Service{}
 		endpoints := 0
@@ -233,7 +234,7 @@ func randomNode(r *rand.Rand) Node {
 
 func randomObject(r *rand.Rand, name Name) *Object {
 	o := &Object{
-		Name: name, Type: Type(r.IntN(4)), Headless: r.IntN(5) == 0, Foreign: r.IntN(8) == 0, InternalLocal: r.IntN(2) == 0,
+		Name: name, Type: Type(r.IntN(4)), Headless: r.IntN(10) == 0, Foreign: r.IntN(10) == 0, InternalLocal: r.IntN(2) == 0,
 		ExternalLocal: r.IntN(2) == 0, HealthCheckNodePort: uint16(r.IntN(3)), Created: time.Unix(int64(r.IntN(2)), 0),
 	}
 	for _, ip := range []string{"10.96.0.1", "fd00::1"} {
