@@ -84,6 +84,8 @@ enum sm_reason {
 	SM_WHY_PEER_MISSING, /* the other end was not found at the first message */
 	SM_WHY_PEER_GONE,    /* the other end has closed since */
 	SM_WHY_SLOW_READER,  /* the other end left too much unread */
+	SM_WHY_SPLICE,       /* this application splices the socket, and splice(2) never sees redirected bytes */
+	SM_WHY_PEER_SPLICES, /* the application at the other end does */
 };
 
 /* Addresses are bytes so that dumps are readable, and aligned so that they move as words. */
@@ -225,6 +227,31 @@ struct sm_counters {
 	__u64 passed_bytes;
 	__u64 pool_retries;
 	__u64 storage_failed;
+	__u64 spliced;          /* sockets that an application was seen to splice while they were enrolled */
+	__u64 skipped_splicing; /* sockets that were not enrolled because their application splices */
+};
+
+/* An application that splices: whoever accepts on a port of a network namespace, or what connects from a container. */
+struct sm_app {
+	__u64 netns;
+	__u64 cgroup; /* 0: the accepting side */
+	__u16 port;   /* 0: the connecting side */
+	__u16 pad;
+	__u32 pad2;
+};
+
+struct sm_spliced {
+	__u64 seen; /* ktime */
+	__u64 sk;   /* the kernel's socket, to look at what it has unread */
+};
+
+/* One splice on an enrolled socket, for the agent: see splice.bpf.c. */
+struct sm_splice_event {
+	struct sm_tuple self;
+	struct sm_app app;
+	__u64 cookie;
+	__u8 role;
+	__u8 pad[7];
 };
 
 /* An address while it's being worked with. */

@@ -128,8 +128,9 @@ static __always_inline bool sm_proxy_listens(struct bpf_sock_addr *ctx, bool v4,
 	return listens;
 }
 
-/* Whether the connecting socket may be enrolled: SM_WANTED, or SM_PLAIN with the reason. */
-static __always_inline __u8 sm_wants(struct bpf_sock *sk, const struct sm_config *cfg, __u32 netns_flags, __u8 *reason)
+/* Whether the connecting socket may be enrolled: SM_WANTED, or SM_PLAIN with the reason. netns is 0 for the proxy. */
+static __always_inline __u8 sm_wants(struct bpf_sock *sk, const struct sm_config *cfg, __u64 netns, __u32 netns_flags,
+				     __u8 *reason)
 {
 	if (!(cfg->flags & SM_ACCELERATE)) {
 		*reason = SM_WHY_OFF;
@@ -143,6 +144,10 @@ static __always_inline __u8 sm_wants(struct bpf_sock *sk, const struct sm_config
 	if (!(netns_flags & SM_BLOCKING_OK) && sm_is_blocking(sk)) {
 		*reason = SM_WHY_BLOCKING;
 		SM_COUNT(skipped_blocking);
+		return SM_PLAIN;
+	}
+	if (netns && sm_app_splices(netns, bpf_get_current_cgroup_id(), 0)) {
+		*reason = SM_WHY_SPLICE;
 		return SM_PLAIN;
 	}
 	return SM_WANTED;
@@ -187,7 +192,7 @@ static __always_inline struct sm_local *sm_find_local(const struct sm_ip *ip)
 /* The connection goes to the pod itself, translated or not: can both ends be enrolled? Marks the socket so that
  * sockops need only look into its storage. */
 static __always_inline void sm_prepare_direct(struct bpf_sock *sk, const struct sm_config *cfg, bool proxy,
-					      __u32 netns_flags, const struct sm_dest *origin,
+					      __u64 netns, __u32 netns_flags, const struct sm_dest *origin,
 					      const struct sm_dest *to, struct sm_sock *st)
 {
 	struct sm_local *local;
@@ -198,8 +203,10 @@ static __always_inline void sm_prepare_direct(struct bpf_sock *sk, const struct 
 		reason = SM_WHY_REMOTE;
 	else if (!proxy && !(local->flags & SM_ENROLLED))
 		return;
+	else if (local->netns && sm_app_splices(local->netns, 0, to->port))
+		reason = SM_WHY_PEER_SPLICES;
 	else
-		state = sm_wants(sk, cfg, proxy ? SM_BLOCKING_OK : netns_flags, &reason);
+		state = sm_wants(sk, cfg, proxy ? 0 : netns, proxy ? SM_BLOCKING_OK : netns_flags, &reason);
 	if (!st)
 		st = sm_remember(sk, proxy ? SM_ROLE_UPSTREAM : SM_ROLE_POD_CLIENT, origin);
 	else if (proxy)
@@ -219,7 +226,7 @@ static __always_inline int sm_to_proxy(struct bpf_sock *sk, const struct sm_conf
 	if (!st)
 		return SM_DENY; /* out of memory: without the origin the proxy could only guess */
 	st->netns = netns;
-	st->state = sm_wants(sk, cfg, netns_flags, &st->reason);
+	st->state = sm_wants(sk, cfg, netns, netns_flags, &st->reason);
 	if (sm_is_v4(&d->ip)) {
 		d->ip = sm_mapped(bpf_htonl(0x7f000001));
 	} else {
@@ -319,9 +326,9 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 		SM_COUNT(passed);
 direct:
 	if (proxy && flags & SM_ACCELERATE)
-		sm_prepare_direct(sk, cfg, true, 0, NULL, d, st);
+		sm_prepare_direct(sk, cfg, true, 0, 0, NULL, d, st);
 	else if (flags & SM_ACCELERATE_PODS && netns_flags & SM_ENROLLED)
-		sm_prepare_direct(sk, cfg, false, netns_flags, NULL, d, st);
+		sm_prepare_direct(sk, cfg, false, cookie, netns_flags, NULL, d, st);
 	return SM_ALLOW;
 }
 

@@ -2,6 +2,7 @@
 /* Lists the sockets that have storage of ours, for `sockmesh sockets`. Run by reading from the iterator, at no cost to
  * anybody else. */
 #include "maps.h"
+#include "socket.h"
 
 /* One record of the iterator's output. */
 struct sm_socket_row {
@@ -15,6 +16,8 @@ struct sm_socket_row {
 	__u16 family;
 	__u8 tcp_state;
 	__u8 pad;
+	__u32 unread; /* redirected bytes that the application has not read; 1 where the kernel keeps no count */
+	__u32 pad2;
 };
 
 /* Not used: it keeps the record's type in BTF, from which the Go type is generated. */
@@ -37,6 +40,8 @@ int sm_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 	row.tcp_state = sk->__sk_common.skc_state;
 	row.local_port = sk->__sk_common.skc_num;
 	row.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	if (st->state == SM_ENROLLED_STATE)
+		row.unread = sm_unread(sk);
 	if (row.family == AF_INET6) {
 		BPF_CORE_READ_INTO(&row.local, sk, __sk_common.skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&row.remote, sk, __sk_common.skc_v6_daddr);

@@ -91,6 +91,31 @@ struct {
 	__type(value, __u64);
 } sm_pairs SEC(".maps");
 
+/* Applications that splice their sockets, and when that was seen last (ktime): they are left alone. LRU: one that is
+ * forgotten is found out again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct sm_app);
+	__type(value, __u64);
+} sm_nosplice SEC(".maps");
+
+/* Enrolled sockets that are being spliced, by their own view: their other ends must go on by TCP. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct sm_tuple);
+	__type(value, struct sm_spliced);
+} sm_spliced SEC(".maps");
+
+/* Is anything in sm_spliced? Saves sm_msg the look-up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sm_splicing SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

@@ -63,8 +63,7 @@ static __always_inline bool sm_backlog(struct sock *peer, __u32 *bytes)
 
 	if (!bpf_core_field_exists(psock->msg_tot_len))
 		return false;
-	/* the lower bits are flags */
-	psock = (struct sk_psock *)((unsigned long)BPF_CORE_READ(peer, sk_user_data) & ~7ul);
+	psock = sm_psock(peer);
 	if (!psock)
 		return false;
 	*bytes = BPF_CORE_READ(psock, msg_tot_len);
@@ -120,6 +119,19 @@ static __always_inline void sm_watch_backlog(struct sk_msg_md *msg, struct sm_so
 	SM_COUNT(slow_reader);
 }
 
+/* The other end's application splices and would never see what is redirected to it (splice.bpf.c). Go on by TCP, but
+ * never past bytes that it has not read: what comes by TCP would overtake them. Then the agent ends the connection. */
+static __always_inline bool sm_peer_splices(struct sm_tuple *peer)
+{
+	__u32 zero = 0, *any = bpf_map_lookup_elem(&sm_splicing, &zero);
+	struct sm_spliced *spliced;
+
+	if (!any || !*any)
+		return false;
+	spliced = bpf_map_lookup_elem(&sm_spliced, peer);
+	return spliced && !sm_unread((struct sock *)spliced->sk);
+}
+
 SEC("sk_msg")
 int sm_msg(struct sk_msg_md *msg)
 {
@@ -138,6 +150,11 @@ int sm_msg(struct sk_msg_md *msg)
 
 	SM_TUPLE(msg, &self);
 	sm_mirror(&peer, &self);
+	if (sm_peer_splices(&peer)) {
+		st->latch = SM_PASS;
+		st->reason = SM_WHY_PEER_SPLICES;
+		goto pass;
+	}
 	if (!sm_redirect(msg, &peer)) {
 		if (st->latch == SM_REDIRECT) {
 			st->reason = SM_WHY_PEER_GONE;

@@ -3,7 +3,7 @@
 #ifndef SM_SOCKET_H
 #define SM_SOCKET_H
 
-#include "common.h"
+#include "maps.h"
 
 /* Does a read on this socket sleep? Then it must not be enrolled unasked: on a sockmap socket such a read can return
  * EAGAIN (kernel.md 22). A socket without a file belongs to the kernel; leave it alone too. */
@@ -25,6 +25,39 @@ static __always_inline bool sm_is_mptcp(struct bpf_sock *sk)
 	if (!bpf_core_field_exists(tp->is_mptcp))
 		return false;
 	return BPF_CORE_READ_BITFIELD(tp, is_mptcp);
+}
+
+/* Has the application behind this end been seen to splice? cgroup 0: the one that accepts on port; port 0: the one that
+ * connects from cgroup. */
+static __always_inline bool sm_app_splices(__u64 netns, __u64 cgroup, __u16 port)
+{
+	struct sm_app app = { .netns = netns, .cgroup = cgroup, .port = port };
+
+	if (!bpf_map_lookup_elem(&sm_nosplice, &app))
+		return false;
+	SM_COUNT(skipped_splicing);
+	return true;
+}
+
+/* The socket's psock. Only for sockets that are enrolled: others may keep something else there. */
+static __always_inline struct sk_psock *sm_psock(struct sock *sk)
+{
+	/* the lower bits are flags */
+	return (struct sk_psock *)((unsigned long)BPF_CORE_READ(sk, sk_user_data) & ~7ul);
+}
+
+/* The redirected bytes that the application has not read; 1 where the kernel keeps no count. */
+static __always_inline __u32 sm_unread(struct sock *sk)
+{
+	struct sk_psock *psock = sm_psock(sk);
+	struct list_head *queue;
+
+	if (!psock)
+		return 0;
+	if (bpf_core_field_exists(psock->msg_tot_len))
+		return BPF_CORE_READ(psock, msg_tot_len);
+	queue = (struct list_head *)((void *)psock + bpf_core_field_offset(psock->ingress_msg));
+	return BPF_CORE_READ(queue, next) != queue;
 }
 
 #endif

@@ -5,5 +5,6 @@
 #include "skmsg.bpf.c"
 #include "sockopt.bpf.c"
 #include "iter.bpf.c"
+#include "splice.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -79,6 +79,10 @@ static __always_inline bool sm_enrol_accepted(struct bpf_sock_ops *ctx, struct b
 		SM_COUNT(skipped_mptcp);
 		return false;
 	}
+	if (st->role != SM_ROLE_DOWNSTREAM && sm_app_splices(st->netns, 0, self->local_port)) {
+		st->reason = SM_WHY_SPLICE;
+		return false;
+	}
 	sm_enrol(ctx, st, self);
 	return st->state == SM_ENROLLED_STATE;
 }

@@ -38,7 +38,8 @@ type Datapath struct {
 	objs   *objects
 	probes *probeList
 	rec    *Reconciler
-	owner  uint64 // what sm_config says while nobody else has opened the maps
+	splice *spliceWatch // nil: nothing watches
+	owner  uint64       // what sm_config says while nobody else has opened the maps
 
 	mu          sync.Mutex
 	links       map[string]link.Link // guarded by mu
@@ -121,6 +122,9 @@ func (d *Datapath) start() error {
 		} else {
 			d.probes.add("sk_msg", nil, "")
 		}
+		if e := d.watchSplices(); e != nil {
+			err = errors.Join(err, e)
+		}
 		if err == nil {
 			want |= flagAccelerate
 		} else {
@@ -196,6 +200,9 @@ func (d *Datapath) inCharge() bool {
 func (d *Datapath) SetAcceleration(on bool, reason string) error {
 	var bits uint32
 	if on {
+		if d.splice == nil {
+			return errors.New("acceleration was not possible at start: see the probes")
+		}
 		if err := d.attachMsg(); err != nil {
 			return err
 		}
@@ -215,6 +222,7 @@ func (d *Datapath) SetAcceleration(on bool, reason string) error {
 
 // Close releases descriptors; programs and maps stay pinned and keep working.
 func (d *Datapath) Close() error {
+	d.splice.close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs []error

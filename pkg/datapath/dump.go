@@ -29,6 +29,9 @@ var shapes = map[string]struct {
 	sockmeshMapSmLocal:     {key: reflect.TypeFor[localKey](), value: reflect.TypeFor[localValue]()},
 	sockmeshMapSmOrigin:    {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[originValue]()},
 	sockmeshMapSmPairs:     {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[uint64](), valueName: "cookie"},
+	sockmeshMapSmNosplice:  {key: reflect.TypeFor[appKey](), value: reflect.TypeFor[uint64](), valueName: "seen_ktime"},
+	sockmeshMapSmSpliced:   {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[splicedValue]()},
+	sockmeshMapSmSplicing:  {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[uint32](), keyName: "index", valueName: "any"},
 	sockmeshMapSmConfig:    {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[configValue](), keyName: "index"},
 }
 

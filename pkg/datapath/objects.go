@@ -26,6 +26,9 @@ type (
 	sockValue    = sockmeshSmSock
 	counterValue = sockmeshSmCounters
 	socketRow    = sockmeshSmSocketRow
+	appKey       = sockmeshSmApp
+	splicedValue = sockmeshSmSpliced
+	spliceEvent  = sockmeshSmSpliceEvent
 )
 
 // Programs that the data plane can do without, each with what is lost.
@@ -33,12 +36,18 @@ const (
 	progMsg        = sockmeshProgSmMsg        // acceleration
 	progSockets    = sockmeshProgSmSockets    // `sockmesh sockets`
 	progGetsockopt = sockmeshProgSmGetsockopt // SO_ORIGINAL_DST for a foreign proxy
+
+	// Either of them notices applications that splice: acceleration
+	progSpliceEntry = sockmeshProgSmSpliceEntry
+	progSplicePoint = sockmeshProgSmSplicePoint
 )
 
 // objects are the loaded maps and programs.
 type objects struct {
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
+	// spliceEvents is the ring of the program that notices splices; this agent's alone.
+	spliceEvents *ebpf.Map
 	// fresh: maps with configuration that were created empty, although a datapath was there before.
 	fresh bool
 }
@@ -49,6 +58,9 @@ func (o *objects) close() {
 	}
 	for _, p := range o.progs {
 		p.Close()
+	}
+	if o.spliceEvents != nil {
+		o.spliceEvents.Close()
 	}
 }
 
@@ -62,6 +74,8 @@ func (o *objects) sock() *ebpf.Map      { return o.maps[sockmeshMapSmSock] }
 func (o *objects) pairs() *ebpf.Map     { return o.maps[sockmeshMapSmPairs] }
 func (o *objects) counters() *ebpf.Map  { return o.maps[sockmeshMapSmCounters] }
 func (o *objects) config() *ebpf.Map    { return o.maps[sockmeshMapSmConfig] }
+func (o *objects) spliced() *ebpf.Map   { return o.maps[sockmeshMapSmSpliced] }
+func (o *objects) splicing() *ebpf.Map  { return o.maps[sockmeshMapSmSplicing] }
 
 // sized returns the embedded object with the capacities of cfg.
 func sized(cfg Config) (*ebpf.CollectionSpec, error) {
@@ -102,7 +116,7 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 	optional := map[string]bool{progMsg: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt}
 	var must []string
 	for name := range spec.Programs {
-		if _, ok := optional[name]; !ok {
+		if _, ok := optional[name]; !ok && name != progSpliceEntry && name != progSplicePoint {
 			must = append(must, name)
 		}
 	}
@@ -141,6 +155,10 @@ func (o *objects) loadPrograms(spec *ebpf.CollectionSpec, names ...string) error
 		keep[n] = part.Programs[n]
 	}
 	part.Programs = keep
+	watches := keep[progSpliceEntry] != nil || keep[progSplicePoint] != nil
+	if !watches {
+		delete(part.Maps, sockmeshMapSpliceEvents)
+	}
 	replace := map[string]*ebpf.Map{}
 	for name, m := range o.maps {
 		part.Maps[name].MaxEntries = m.MaxEntries() // an adopted map may have another size
@@ -153,6 +171,9 @@ func (o *objects) loadPrograms(spec *ebpf.CollectionSpec, names ...string) error
 	defer coll.Close()
 	for _, n := range names {
 		o.progs[n] = coll.DetachProgram(n)
+	}
+	if watches {
+		o.spliceEvents = coll.DetachMap(sockmeshMapSpliceEvents)
 	}
 	return nil
 }
@@ -168,9 +189,14 @@ func (o *objects) openMaps(spec *ebpf.CollectionSpec, dir layoutDir, log *slog.L
 			return err
 		}
 		o.maps[name] = m
-		o.fresh = o.fresh || fresh
+		o.fresh = o.fresh || fresh && !observed[name]
 	}
 	return nil
+}
+
+// observed are maps that the programs fill by themselves: nothing waits for them.
+var observed = map[string]bool{
+	sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
 }
 
 func isOurs(name string) bool { return len(name) > 3 && name[:3] == "sm_" }

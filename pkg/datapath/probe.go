@@ -39,6 +39,16 @@ func (p *probeList) add(name string, err error, lost string) {
 	p.list = append(p.list, probe)
 }
 
+// note adds to a probe that went well how it did.
+func (p *probeList) note(name, detail string) {
+	p.add(name, nil, "")
+	for i := range p.list {
+		if p.list[i].Name == name {
+			p.list[i].Detail = detail
+		}
+	}
+}
+
 // ok tells how a probe ended.
 func (p *probeList) ok(name string) bool {
 	for _, pr := range p.list {

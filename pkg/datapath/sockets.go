@@ -38,12 +38,15 @@ func (r Role) String() string {
 	return fmt.Sprintf("role-%d", uint8(r))
 }
 
-// sm_sock.state and sm_sock.latch.
+// sm_sock.state, sm_sock.latch and sm_sock.reason.
 const (
 	stateEnrolled = 2
+	stateRemoved  = 3
 
 	latchRedirect = 1
 	latchPass     = 2
+
+	reasonSplice = 11
 )
 
 var stateNames = [...]string{"plain", "wanted", "enrolled", "removed"}
@@ -60,6 +63,8 @@ var reasons = [...]string{
 	"the other end was not enrolled at the first message",
 	"the other end has closed",
 	"the other end left too much unread; TCP holds the sender back",
+	"the application splices (splice(2) never sees redirected bytes)",
+	"the application at the other end splices (splice(2) never sees redirected bytes)",
 }
 
 // Socket is one socket that the datapath knows.
@@ -82,6 +87,7 @@ type Socket struct {
 	Peer            uint64 `json:"peer,omitempty"`
 	RedirectedBytes uint64 `json:"redirected_bytes"` // sent by this socket, socket to socket
 	PassedBytes     uint64 `json:"passed_bytes"`     // sent by this socket by TCP while enrolled
+	Unread          uint32 `json:"unread,omitempty"` // redirected bytes that its application has not read
 }
 
 var tcpStates = [...]string{"", "established", "syn-sent", "syn-recv", "fin-wait1", "fin-wait2", "time-wait", "close", "close-wait", "last-ack", "listen", "closing", "new-syn-recv"}
@@ -89,25 +95,37 @@ var tcpStates = [...]string{"", "established", "syn-sent", "syn-recv", "fin-wait
 // Sockets lists the sockets that the datapath touched, of all pods, with where their bytes go and why. It reads a BPF
 // iterator over the socket storage. Returns an error that wraps errors.ErrUnsupported where the kernel has none.
 func (d *Datapath) Sockets() ([]Socket, error) {
-	prog := d.objs.progs[progSockets]
-	if prog == nil {
-		return nil, fmt.Errorf("list sockets: the iterator program does not load on this kernel: %w", errors.ErrUnsupported)
-	}
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: d.objs.sock()})
-	if err != nil {
-		return nil, fmt.Errorf("list sockets: %w", err)
-	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return nil, fmt.Errorf("list sockets: %w", err)
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(r)
+	rows, err := d.socketRows()
 	if err != nil {
 		return nil, fmt.Errorf("list sockets: %w", err)
 	}
 	var out []Socket
+	for i := range rows {
+		out = append(out, d.socket(&rows[i]))
+	}
+	return out, nil
+}
+
+func (d *Datapath) socketRows() ([]socketRow, error) {
+	prog := d.objs.progs[progSockets]
+	if prog == nil {
+		return nil, fmt.Errorf("the iterator program does not load on this kernel: %w", errors.ErrUnsupported)
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: d.objs.sock()})
+	if err != nil {
+		return nil, err
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	var out []socketRow
 	size := binary.Size(socketRow{})
 	for ; len(raw) >= size; raw = raw[size:] {
 		var row socketRow
@@ -117,7 +135,7 @@ func (d *Datapath) Sockets() ([]Socket, error) {
 		if Role(row.State.Role) == RoleNone {
 			continue // connected again, to something that isn't ours
 		}
-		out = append(out, d.socket(&row))
+		out = append(out, row)
 	}
 	return out, nil
 }
@@ -127,7 +145,7 @@ func (d *Datapath) socket(row *socketRow) Socket {
 	s := Socket{
 		Cookie: row.Cookie, Netns: row.Netns, Role: Role(st.Role).String(),
 		Local: addrPort(row.Local, row.LocalPort), Remote: addrPort(row.Remote, row.RemotePort),
-		RedirectedBytes: st.RedirectedBytes, PassedBytes: st.PassedBytes,
+		RedirectedBytes: st.RedirectedBytes, PassedBytes: st.PassedBytes, Unread: row.Unread,
 	}
 	if st.OriginPort != 0 {
 		s.Origin = addrPort(st.Origin, st.OriginPort)
@@ -150,7 +168,9 @@ func (d *Datapath) socket(row *socketRow) Socket {
 	case latchPass:
 		s.Sends = "tcp"
 	}
-	if st.State == stateEnrolled {
+	if st.State == stateEnrolled && st.Reason == reasonSplice && d.enrolled(rowKey(row)) == 0 {
+		s.State = stateNames[stateRemoved] // by the agent, which can't write the socket's storage
+	} else if st.State == stateEnrolled {
 		s.Peer = d.peerOf(row)
 	}
 	return s
@@ -158,13 +178,28 @@ func (d *Datapath) socket(row *socketRow) Socket {
 
 // peerOf reads the other end's cookie out of sm_pairs.
 func (d *Datapath) peerOf(row *socketRow) uint64 {
-	key := tupleKey{Local: row.Remote, Remote: row.Local, LocalPort: row.RemotePort, RemotePort: row.LocalPort}
-	if netip.AddrFrom16(row.Local).Unmap().IsLoopback() || netip.AddrFrom16(row.Remote).Unmap().IsLoopback() {
-		key.Netns = row.Netns
-	}
+	return d.enrolled(mirror(rowKey(row)))
+}
+
+// enrolled is the cookie of the socket with this view of its connection, 0 if there is none.
+func (d *Datapath) enrolled(key tupleKey) uint64 {
 	var cookie uint64
 	if err := d.objs.pairs().Lookup(key, &cookie); err != nil {
 		return 0
 	}
 	return cookie
+}
+
+func rowKey(row *socketRow) tupleKey {
+	key := tupleKey{Local: row.Local, Remote: row.Remote, LocalPort: row.LocalPort, RemotePort: row.RemotePort}
+	if netip.AddrFrom16(row.Local).Unmap().IsLoopback() || netip.AddrFrom16(row.Remote).Unmap().IsLoopback() {
+		key.Netns = row.Netns
+	}
+	return key
+}
+
+// mirror is the same connection as the other end sees it.
+func mirror(k tupleKey) tupleKey {
+	k.Local, k.Remote, k.LocalPort, k.RemotePort = k.Remote, k.Local, k.RemotePort, k.LocalPort
+	return k
 }

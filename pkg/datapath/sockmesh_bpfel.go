@@ -13,6 +13,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockmeshSmApp struct {
+	_      structs.HostLayout
+	Netns  uint64
+	Cgroup uint64
+	Port   uint16
+	Pad    uint16
+	Pad2   uint32
+}
+
 type sockmeshSmBackend struct {
 	_    structs.HostLayout
 	Addr [16]uint8
@@ -65,6 +74,8 @@ type sockmeshSmCounters struct {
 	PassedBytes        uint64
 	PoolRetries        uint64
 	StorageFailed      uint64
+	Spliced            uint64
+	SkippedSplicing    uint64
 }
 
 type sockmeshSmFrontendKey struct {
@@ -162,6 +173,38 @@ type sockmeshSmSocketRow struct {
 	Family     uint16
 	TcpState   uint8
 	Pad        uint8
+	Unread     uint32
+	Pad2       uint32
+}
+
+type sockmeshSmSpliceEvent struct {
+	_    structs.HostLayout
+	Self struct {
+		_          structs.HostLayout
+		Local      [16]uint8
+		Remote     [16]uint8
+		Netns      uint64
+		LocalPort  uint16
+		RemotePort uint16
+		Pad        uint32
+	}
+	App struct {
+		_      structs.HostLayout
+		Netns  uint64
+		Cgroup uint64
+		Port   uint16
+		Pad    uint16
+		Pad2   uint32
+	}
+	Cookie uint64
+	Role   uint8
+	Pad    [7]uint8
+}
+
+type sockmeshSmSpliced struct {
+	_    structs.HostLayout
+	Seen uint64
+	Sk   uint64
 }
 
 type sockmeshSmTarget struct {
@@ -190,27 +233,34 @@ type sockmeshSmTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sockmeshMapSmBackends      = "sm_backends"
-	sockmeshMapSmClaims        = "sm_claims"
-	sockmeshMapSmConfig        = "sm_config"
-	sockmeshMapSmCounters      = "sm_counters"
-	sockmeshMapSmFrontends     = "sm_frontends"
-	sockmeshMapSmLocal         = "sm_local"
-	sockmeshMapSmNetns         = "sm_netns"
-	sockmeshMapSmOrigin        = "sm_origin"
-	sockmeshMapSmPairs         = "sm_pairs"
-	sockmeshMapSmSlots         = "sm_slots"
-	sockmeshMapSmSock          = "sm_sock"
-	sockmeshProgSmConnect4     = "sm_connect4"
-	sockmeshProgSmConnect6     = "sm_connect6"
-	sockmeshProgSmGetpeer4     = "sm_getpeer4"
-	sockmeshProgSmGetpeer6     = "sm_getpeer6"
-	sockmeshProgSmGetsockopt   = "sm_getsockopt"
-	sockmeshProgSmMsg          = "sm_msg"
-	sockmeshProgSmSockets      = "sm_sockets"
-	sockmeshProgSmSockops      = "sm_sockops"
-	sockmeshVarSmHasSetRetval  = "sm_has_set_retval"
-	sockmeshVarSmSocketRowType = "sm_socket_row_type"
+	sockmeshMapSmBackends        = "sm_backends"
+	sockmeshMapSmClaims          = "sm_claims"
+	sockmeshMapSmConfig          = "sm_config"
+	sockmeshMapSmCounters        = "sm_counters"
+	sockmeshMapSmFrontends       = "sm_frontends"
+	sockmeshMapSmLocal           = "sm_local"
+	sockmeshMapSmNetns           = "sm_netns"
+	sockmeshMapSmNosplice        = "sm_nosplice"
+	sockmeshMapSmOrigin          = "sm_origin"
+	sockmeshMapSmPairs           = "sm_pairs"
+	sockmeshMapSmSlots           = "sm_slots"
+	sockmeshMapSmSock            = "sm_sock"
+	sockmeshMapSmSpliced         = "sm_spliced"
+	sockmeshMapSmSplicing        = "sm_splicing"
+	sockmeshMapSpliceEvents      = "splice_events"
+	sockmeshProgSmConnect4       = "sm_connect4"
+	sockmeshProgSmConnect6       = "sm_connect6"
+	sockmeshProgSmGetpeer4       = "sm_getpeer4"
+	sockmeshProgSmGetpeer6       = "sm_getpeer6"
+	sockmeshProgSmGetsockopt     = "sm_getsockopt"
+	sockmeshProgSmMsg            = "sm_msg"
+	sockmeshProgSmSockets        = "sm_sockets"
+	sockmeshProgSmSockops        = "sm_sockops"
+	sockmeshProgSmSpliceEntry    = "sm_splice_entry"
+	sockmeshProgSmSplicePoint    = "sm_splice_point"
+	sockmeshVarSmHasSetRetval    = "sm_has_set_retval"
+	sockmeshVarSmSocketRowType   = "sm_socket_row_type"
+	sockmeshVarSmSpliceEventType = "sm_splice_event_type"
 )
 
 // loadSockmesh returns the embedded CollectionSpec for sockmesh.
@@ -255,39 +305,46 @@ type sockmeshSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshProgramSpecs struct {
-	SmConnect4   *ebpf.ProgramSpec `ebpf:"sm_connect4"`
-	SmConnect6   *ebpf.ProgramSpec `ebpf:"sm_connect6"`
-	SmGetpeer4   *ebpf.ProgramSpec `ebpf:"sm_getpeer4"`
-	SmGetpeer6   *ebpf.ProgramSpec `ebpf:"sm_getpeer6"`
-	SmGetsockopt *ebpf.ProgramSpec `ebpf:"sm_getsockopt"`
-	SmMsg        *ebpf.ProgramSpec `ebpf:"sm_msg"`
-	SmSockets    *ebpf.ProgramSpec `ebpf:"sm_sockets"`
-	SmSockops    *ebpf.ProgramSpec `ebpf:"sm_sockops"`
+	SmConnect4    *ebpf.ProgramSpec `ebpf:"sm_connect4"`
+	SmConnect6    *ebpf.ProgramSpec `ebpf:"sm_connect6"`
+	SmGetpeer4    *ebpf.ProgramSpec `ebpf:"sm_getpeer4"`
+	SmGetpeer6    *ebpf.ProgramSpec `ebpf:"sm_getpeer6"`
+	SmGetsockopt  *ebpf.ProgramSpec `ebpf:"sm_getsockopt"`
+	SmMsg         *ebpf.ProgramSpec `ebpf:"sm_msg"`
+	SmSockets     *ebpf.ProgramSpec `ebpf:"sm_sockets"`
+	SmSockops     *ebpf.ProgramSpec `ebpf:"sm_sockops"`
+	SmSpliceEntry *ebpf.ProgramSpec `ebpf:"sm_splice_entry"`
+	SmSplicePoint *ebpf.ProgramSpec `ebpf:"sm_splice_point"`
 }
 
 // sockmeshMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshMapSpecs struct {
-	SmBackends  *ebpf.MapSpec `ebpf:"sm_backends"`
-	SmClaims    *ebpf.MapSpec `ebpf:"sm_claims"`
-	SmConfig    *ebpf.MapSpec `ebpf:"sm_config"`
-	SmCounters  *ebpf.MapSpec `ebpf:"sm_counters"`
-	SmFrontends *ebpf.MapSpec `ebpf:"sm_frontends"`
-	SmLocal     *ebpf.MapSpec `ebpf:"sm_local"`
-	SmNetns     *ebpf.MapSpec `ebpf:"sm_netns"`
-	SmOrigin    *ebpf.MapSpec `ebpf:"sm_origin"`
-	SmPairs     *ebpf.MapSpec `ebpf:"sm_pairs"`
-	SmSlots     *ebpf.MapSpec `ebpf:"sm_slots"`
-	SmSock      *ebpf.MapSpec `ebpf:"sm_sock"`
+	SmBackends   *ebpf.MapSpec `ebpf:"sm_backends"`
+	SmClaims     *ebpf.MapSpec `ebpf:"sm_claims"`
+	SmConfig     *ebpf.MapSpec `ebpf:"sm_config"`
+	SmCounters   *ebpf.MapSpec `ebpf:"sm_counters"`
+	SmFrontends  *ebpf.MapSpec `ebpf:"sm_frontends"`
+	SmLocal      *ebpf.MapSpec `ebpf:"sm_local"`
+	SmNetns      *ebpf.MapSpec `ebpf:"sm_netns"`
+	SmNosplice   *ebpf.MapSpec `ebpf:"sm_nosplice"`
+	SmOrigin     *ebpf.MapSpec `ebpf:"sm_origin"`
+	SmPairs      *ebpf.MapSpec `ebpf:"sm_pairs"`
+	SmSlots      *ebpf.MapSpec `ebpf:"sm_slots"`
+	SmSock       *ebpf.MapSpec `ebpf:"sm_sock"`
+	SmSpliced    *ebpf.MapSpec `ebpf:"sm_spliced"`
+	SmSplicing   *ebpf.MapSpec `ebpf:"sm_splicing"`
+	SpliceEvents *ebpf.MapSpec `ebpf:"splice_events"`
 }
 
 // sockmeshVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshVariableSpecs struct {
-	SmHasSetRetval  *ebpf.VariableSpec `ebpf:"sm_has_set_retval"`
-	SmSocketRowType *ebpf.VariableSpec `ebpf:"sm_socket_row_type"`
+	SmHasSetRetval    *ebpf.VariableSpec `ebpf:"sm_has_set_retval"`
+	SmSocketRowType   *ebpf.VariableSpec `ebpf:"sm_socket_row_type"`
+	SmSpliceEventType *ebpf.VariableSpec `ebpf:"sm_splice_event_type"`
 }
 
 // sockmeshObjects contains all objects after they have been loaded into the kernel.
@@ -310,17 +367,21 @@ func (o *sockmeshObjects) Close() error {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshMaps struct {
-	SmBackends  *ebpf.Map `ebpf:"sm_backends"`
-	SmClaims    *ebpf.Map `ebpf:"sm_claims"`
-	SmConfig    *ebpf.Map `ebpf:"sm_config"`
-	SmCounters  *ebpf.Map `ebpf:"sm_counters"`
-	SmFrontends *ebpf.Map `ebpf:"sm_frontends"`
-	SmLocal     *ebpf.Map `ebpf:"sm_local"`
-	SmNetns     *ebpf.Map `ebpf:"sm_netns"`
-	SmOrigin    *ebpf.Map `ebpf:"sm_origin"`
-	SmPairs     *ebpf.Map `ebpf:"sm_pairs"`
-	SmSlots     *ebpf.Map `ebpf:"sm_slots"`
-	SmSock      *ebpf.Map `ebpf:"sm_sock"`
+	SmBackends   *ebpf.Map `ebpf:"sm_backends"`
+	SmClaims     *ebpf.Map `ebpf:"sm_claims"`
+	SmConfig     *ebpf.Map `ebpf:"sm_config"`
+	SmCounters   *ebpf.Map `ebpf:"sm_counters"`
+	SmFrontends  *ebpf.Map `ebpf:"sm_frontends"`
+	SmLocal      *ebpf.Map `ebpf:"sm_local"`
+	SmNetns      *ebpf.Map `ebpf:"sm_netns"`
+	SmNosplice   *ebpf.Map `ebpf:"sm_nosplice"`
+	SmOrigin     *ebpf.Map `ebpf:"sm_origin"`
+	SmPairs      *ebpf.Map `ebpf:"sm_pairs"`
+	SmSlots      *ebpf.Map `ebpf:"sm_slots"`
+	SmSock       *ebpf.Map `ebpf:"sm_sock"`
+	SmSpliced    *ebpf.Map `ebpf:"sm_spliced"`
+	SmSplicing   *ebpf.Map `ebpf:"sm_splicing"`
+	SpliceEvents *ebpf.Map `ebpf:"splice_events"`
 }
 
 func (m *sockmeshMaps) Close() error {
@@ -332,10 +393,14 @@ func (m *sockmeshMaps) Close() error {
 		m.SmFrontends,
 		m.SmLocal,
 		m.SmNetns,
+		m.SmNosplice,
 		m.SmOrigin,
 		m.SmPairs,
 		m.SmSlots,
 		m.SmSock,
+		m.SmSpliced,
+		m.SmSplicing,
+		m.SpliceEvents,
 	)
 }
 
@@ -343,22 +408,25 @@ func (m *sockmeshMaps) Close() error {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshVariables struct {
-	SmHasSetRetval  *ebpf.Variable `ebpf:"sm_has_set_retval"`
-	SmSocketRowType *ebpf.Variable `ebpf:"sm_socket_row_type"`
+	SmHasSetRetval    *ebpf.Variable `ebpf:"sm_has_set_retval"`
+	SmSocketRowType   *ebpf.Variable `ebpf:"sm_socket_row_type"`
+	SmSpliceEventType *ebpf.Variable `ebpf:"sm_splice_event_type"`
 }
 
 // sockmeshPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshPrograms struct {
-	SmConnect4   *ebpf.Program `ebpf:"sm_connect4"`
-	SmConnect6   *ebpf.Program `ebpf:"sm_connect6"`
-	SmGetpeer4   *ebpf.Program `ebpf:"sm_getpeer4"`
-	SmGetpeer6   *ebpf.Program `ebpf:"sm_getpeer6"`
-	SmGetsockopt *ebpf.Program `ebpf:"sm_getsockopt"`
-	SmMsg        *ebpf.Program `ebpf:"sm_msg"`
-	SmSockets    *ebpf.Program `ebpf:"sm_sockets"`
-	SmSockops    *ebpf.Program `ebpf:"sm_sockops"`
+	SmConnect4    *ebpf.Program `ebpf:"sm_connect4"`
+	SmConnect6    *ebpf.Program `ebpf:"sm_connect6"`
+	SmGetpeer4    *ebpf.Program `ebpf:"sm_getpeer4"`
+	SmGetpeer6    *ebpf.Program `ebpf:"sm_getpeer6"`
+	SmGetsockopt  *ebpf.Program `ebpf:"sm_getsockopt"`
+	SmMsg         *ebpf.Program `ebpf:"sm_msg"`
+	SmSockets     *ebpf.Program `ebpf:"sm_sockets"`
+	SmSockops     *ebpf.Program `ebpf:"sm_sockops"`
+	SmSpliceEntry *ebpf.Program `ebpf:"sm_splice_entry"`
+	SmSplicePoint *ebpf.Program `ebpf:"sm_splice_point"`
 }
 
 func (p *sockmeshPrograms) Close() error {
@@ -371,6 +439,8 @@ func (p *sockmeshPrograms) Close() error {
 		p.SmMsg,
 		p.SmSockets,
 		p.SmSockops,
+		p.SmSpliceEntry,
+		p.SmSplicePoint,
 	)
 }
 

@@ -84,6 +84,8 @@ type Counters struct {
 	PassedBytes        uint64 `json:"passed_bytes"`
 	PoolRetries        uint64 `json:"pool_retries"`
 	StorageFailed      uint64 `json:"storage_failed"`
+	Spliced            uint64 `json:"spliced"`          // enrolled sockets that their application spliced
+	SkippedSplicing    uint64 `json:"skipped_splicing"` // sockets not enrolled because their application splices
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.
@@ -189,6 +191,11 @@ func (d *Datapath) programs() []ProgramStatus {
 	}
 	if p := d.objs.progs[progMsg]; p != nil {
 		out = append(out, ProgramStatus{Name: progMsg, Attach: "sm_pairs (SkMsgVerdict)", ID: progID(p)})
+	}
+	for name, attach := range map[string]string{progSpliceEntry: "fentry tcp_splice_read", progSplicePoint: "tracepoint tcp_rcv_space_adjust"} {
+		if p := d.objs.progs[name]; p != nil {
+			out = append(out, ProgramStatus{Name: name, Attach: attach, ID: progID(p)})
+		}
 	}
 	if p := d.objs.progs[progSockets]; p != nil {
 		out = append(out, ProgramStatus{Name: progSockets, Attach: "iter/bpf_sk_storage_map, on demand", ID: progID(p)})

@@ -53,6 +53,7 @@ type ns struct {
 	h      netns.NsHandle
 	cookie uint64
 	v4, v6 netip.Addr
+	locals []uint16 // ports that listenLocal gave out
 }
 
 // do runs f with the calling thread in the namespace.

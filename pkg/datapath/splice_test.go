@@ -1,0 +1,277 @@
+package datapath
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/mesh"
+)
+
+// splicer is a proxy as people write them in Go: two io.Copy between TCP connections, which splice(2) on Linux.
+func splicer(pod *ns, to netip.AddrPort) func(*net.TCPConn) {
+	return func(c *net.TCPConn) {
+		defer c.Close()
+		up, err := pod.dial(to)
+		if err != nil {
+			c.SetLinger(0)
+			return
+		}
+		defer up.Close()
+		var wg sync.WaitGroup
+		wg.Go(func() { splice(up, c) })
+		wg.Go(func() { splice(c, up) })
+		wg.Wait()
+	}
+}
+
+func splice(to, from *net.TCPConn) {
+	if _, err := io.Copy(to, from); err != nil {
+		to.SetLinger(0)
+		to.Close()
+		return
+	}
+	to.CloseWrite()
+}
+
+// exchange writes n random bytes, reads as many back, and compares.
+func exchange(c *net.TCPConn, n int) error {
+	out, in := make([]byte, n), make([]byte, n)
+	for i := range out {
+		out[i] = byte(rand.Uint32())
+	}
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(out)
+		sent <- err
+	}()
+	if got, err := io.ReadFull(c, in); err != nil {
+		if !bytes.Equal(in[:got], out[:got]) {
+			return errors.New("wrong bytes before the end")
+		}
+		return err
+	}
+	if !bytes.Equal(in, out) {
+		return errors.New("wrong bytes")
+	}
+	return <-sent
+}
+
+// converse writes n random bytes, half-closes, and reads them back to the end.
+func converse(c *net.TCPConn, n int) error {
+	out := make([]byte, n)
+	for i := range out {
+		out[i] = byte(rand.Uint32())
+	}
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(out)
+		sent <- errors.Join(err, c.CloseWrite())
+	}()
+	in, err := io.ReadAll(onlyReader{c})
+	if err := errors.Join(err, <-sent); err != nil {
+		return err
+	}
+	if !bytes.Equal(in, out) {
+		return fmt.Errorf("%d bytes came back of %d", len(in), n)
+	}
+	return nil
+}
+
+func echoServer(c *net.TCPConn) {
+	defer c.Close()
+	io.Copy(onlyWriter{c}, onlyReader{c})
+}
+
+// The application behind the proxy splices what it accepts, and finds bytes unread that were redirected: this one
+// connection is cut off, the next ones go by TCP on that leg, and work.
+func TestServerThatSplicesLosesOneConnection(t *testing.T) {
+	m := newMeshed(t)
+	backend := m.w.pod()
+	backend.serve(9000, echoServer)
+	families(t, func(t *testing.T, fam family) {
+		must(t, forget(m.d))
+		port := uint16(8080)
+		m.server.t = t
+		stop := m.server.listen(fmt.Sprintf("[::]:%d", port), splicer(m.server, ap(backend.v4, 9000)))
+		defer stop()
+		before, err := m.d.Counters()
+		must(t, err)
+		failed := 0
+		for range 5 {
+			c, err := fam.dial(m.client, ap(fam.of(m.server), port))
+			must(t, err)
+			if err := exchange(c, 300_000); err != nil {
+				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+					t.Errorf("the connection that was cut off ended by %v, which is no reset", err)
+				}
+				failed++
+			}
+			c.Close()
+		}
+		after, err := m.d.Counters()
+		must(t, err)
+		c, err := fam.dial(m.client, ap(fam.of(m.server), port))
+		must(t, err)
+		if err := converse(c, 300_000); err != nil {
+			t.Error("with half-close:", err)
+		}
+		c.Close()
+		if failed > 1 || after.Spliced-before.Spliced == 0 {
+			t.Errorf("%d of 5 connections failed; counters %+v", failed, after)
+		}
+		if after.SkippedSplicing-before.SkippedSplicing < 4 {
+			t.Errorf("%d sockets were skipped", after.SkippedSplicing-before.SkippedSplicing)
+		}
+	})
+	eventually(t, "nothing is left to watch", func() bool { return countEntries(m.d.objs.spliced()) == 0 })
+}
+
+// The application that connects through the proxy splices: it waits for an answer before there is one, so nothing is
+// lost, and the connection goes on by TCP.
+func TestClientThatSplicesLosesNothing(t *testing.T) {
+	m := newMeshed(t)
+	m.server.serve(8080, func(c *net.TCPConn) {
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		got, _ := io.ReadAll(onlyReader{c}) // the client's splice waits meanwhile
+		c.Write(got)
+	})
+	families(t, func(t *testing.T, fam family) {
+		must(t, forget(m.d))
+		front := m.client.listenLocal(t, splicer(m.client, ap(fam.of(m.server), 8080)))
+		var seen []string
+		for i := range 4 {
+			c, err := m.client.dial(front)
+			must(t, err)
+			if err := converse(c, 200_000); err != nil {
+				t.Errorf("connection %d: %v", i, err)
+			}
+			socks, err := m.d.Sockets()
+			must(t, err)
+			for _, s := range socks {
+				if s.Role == "client" && strings.Contains(s.Reason, "splices") {
+					seen = append(seen, s.State)
+				}
+			}
+			c.Close()
+		}
+		t.Log("spliced clients seen:", seen)
+		c, err := m.d.Counters()
+		must(t, err)
+		t.Logf("%+v", c)
+	})
+	c, err := m.d.Counters()
+	must(t, err)
+	if c.Spliced < 3 || c.SkippedSplicing < 9 {
+		t.Errorf("spliced %d, skipped %d", c.Spliced, c.SkippedSplicing)
+	}
+}
+
+// A spliced connection that stays open is TCP in both directions and out of the map, and says so.
+func TestSplicedConnectionTurnsToTCP(t *testing.T) {
+	m := newMeshed(t)
+	m.server.serve(8080, echoServer)
+	front := m.client.listenLocal(t, splicer(m.client, ap(m.server.v4, 8080)))
+	c, err := m.client.dial(front)
+	must(t, err)
+	defer c.Close()
+	eventually(t, "the splice is noticed", func() bool {
+		n, err := m.d.Counters()
+		must(t, err)
+		return n.Spliced == 1
+	})
+	for range 10 {
+		echo(t, c, 10_000)
+	}
+	var client, downstream Socket
+	eventually(t, "the client's socket leaves the map", func() bool {
+		socks, err := m.d.Sockets()
+		must(t, err)
+		for _, s := range socks {
+			switch s.Role {
+			case "client":
+				client = s
+			case "downstream":
+				downstream = s
+			}
+		}
+		return client.State == "removed"
+	})
+	if !strings.Contains(client.Reason, "splices") || !strings.Contains(downstream.Reason, "other end splices") || downstream.Sends != "tcp" {
+		t.Errorf("client %+v, proxy %+v", client, downstream)
+	}
+	echo(t, c, 10_000)
+	eventually(t, "nothing is left to watch", func() bool { return countEntries(m.d.objs.spliced()) == 0 })
+	var any uint32
+	must(t, m.d.objs.splicing().Lookup(uint32(0), &any))
+	if any != 0 {
+		t.Error("sm_msg still looks for spliced sockets")
+	}
+}
+
+// Pods that splice without a proxy between them: nothing unread, so the connection goes on.
+func TestPodThatSplicesBeforeTheFirstByte(t *testing.T) {
+	m := newMeshed(t, func(c *Config) { c.AcceleratePods = true })
+	m.d.Reconciler().SetClaims([]mesh.Claim{})
+	flush(t, m.d)
+	backend := m.w.pod()
+	backend.serve(9000, echoServer)
+	m.server.serve(8080, splicer(m.server, ap(backend.v4, 9000)))
+	for range 3 {
+		c, err := m.client.dial(ap(m.server.v4, 8080))
+		must(t, err)
+		eventually(t, "the splice is noticed", func() bool {
+			n, err := m.d.Counters()
+			must(t, err)
+			return n.Spliced == 1
+		})
+		if err := converse(c, 100_000); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+}
+
+// listenLocal serves on a free port of the pod's loopback.
+func (n *ns) listenLocal(t *testing.T, handle func(*net.TCPConn)) netip.AddrPort {
+	n.t = t
+	for port := uint16(7000); ; port++ {
+		if !slices.Contains(n.locals, port) {
+			n.locals = append(n.locals, port)
+			at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
+			n.listen(at.String(), handle)
+			return at
+		}
+	}
+}
+
+// forget drops what the datapath learned of applications.
+func forget(d *Datapath) error {
+	m := d.objs.maps[sockmeshMapSmNosplice]
+	var keys []appKey
+	var k appKey
+	var v uint64
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		keys = append(keys, k)
+	}
+	for _, k := range keys {
+		if err := m.Delete(k); err != nil {
+			return err
+		}
+	}
+	return it.Err()
+}
