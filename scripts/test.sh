@@ -56,7 +56,9 @@ for module in tests/*/go.mod; do
   dir=$(dirname "$module")
   step "$(basename "$dir")" "$dir" go test -count=1 -timeout 15m -v ./...
 done
-step node . go test -count=1 -timeout 15m -v ./tests/node/...
+for suite in $(go list ./tests/... | sed 's|.*/tests/||' | grep -v -e bench -e e2e); do
+  step "$suite" . go test -count=1 -timeout 15m -v "./tests/$suite"
+done
 
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

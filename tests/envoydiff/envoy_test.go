@@ -14,14 +14,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// binary is Envoy; envoy.sh brings it.
+// binary is Envoy; scripts/envoy.sh brings it.
 func binary(t *testing.T) string {
 	t.Helper()
 	path, err := filepath.Abs("../../build/envoy/envoy/_bin/envoy")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("./envoy.sh").CombinedOutput(); err != nil {
+	if out, err := exec.Command("../../scripts/envoy.sh").CombinedOutput(); err != nil {
 		t.Fatalf("envoy.sh: %v\n%s", err, out)
 	}
 	return path
