@@ -26,13 +26,15 @@ func (o *Object) addresses(node *Node) iter.Seq[front] {
 		if !o.ours() {
 			return
 		}
-		plain := len(o.LoadBalancerIPs)+len(o.ExternalIPs) == 0 && !o.hasNodePort()
-		seen := map[key]bool{}
+		var seen map[key]bool // Cluster IPs alone can't collide.
+		if len(o.LoadBalancerIPs)+len(o.ExternalIPs) > 0 || o.hasNodePort() {
+			seen = map[key]bool{}
+		}
 		for f := range o.wishes(node) {
-			if !plain { // Cluster IPs alone can't collide.
-				if seen[f.key] {
-					continue
-				}
+			if seen[f.key] {
+				continue
+			}
+			if seen != nil {
 				seen[f.key] = true
 			}
 			if !yield(f) {

@@ -42,13 +42,19 @@ func setting(t *testing.T, name string, otherwise uint64) uint64 {
 func compare(changes []*change, f *fault) (disagreement string, steps, luck int) {
 	ours, theirs := newSubject(f), newOracle()
 	for i, c := range changes {
-		ours.apply(c)
 		theirs.apply(c)
+		if bad := guarded(func() { ours.apply(c) }); bad != "" {
+			return fmt.Sprintf("change %d of %d: %s", i+1, len(changes), bad), steps, luck
+		}
 		if c.Hold && i < len(changes)-1 {
 			continue
 		}
 		steps++
-		a, b := ours.meaning(), theirs.meaning()
+		var a meaning
+		b := theirs.meaning()
+		if bad := guarded(func() { a = ours.meaning() }); bad != "" {
+			return fmt.Sprintf("after change %d of %d: %s", i+1, len(changes), bad), steps, luck
+		}
 		if skip := ambiguous(theirs.slices); len(skip) > 0 {
 			noted(differenceTwice)
 			luck += len(skip)
@@ -60,6 +66,17 @@ func compare(changes []*change, f *fault) (disagreement string, steps, luck int)
 		}
 	}
 	return "", steps, luck
+}
+
+// guarded calls sockmesh and says where it panics.
+func guarded(call func()) (bad string) {
+	defer func() {
+		if p := recover(); p != nil {
+			bad = fmt.Sprintf("sockmesh panics: %v", p)
+		}
+	}()
+	call()
+	return ""
 }
 
 // without leaves Services out of a meaning.
