@@ -60,7 +60,7 @@ func (r *Reconciler) apply() {
 		r.log.Info("the maps hold what the sources want", "writes", r.tables.writes, "deletes", r.tables.deletes,
 			"frontends", len(r.tables.frontends), "backends", len(r.tables.backends), "claims", len(r.tables.claims))
 	}
-	if complete && !r.d.live() {
+	if complete && !r.d.Live() {
 		if err := r.d.goLive(); err != nil {
 			r.log.Error("attach the programs", "error", err)
 		}

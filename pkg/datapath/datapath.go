@@ -165,7 +165,8 @@ func (d *Datapath) goLive() error {
 	return nil
 }
 
-func (d *Datapath) live() bool {
+// Live tells whether this build's programs are in charge; not so while an incompatible layout is being filled.
+func (d *Datapath) Live() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.attached
