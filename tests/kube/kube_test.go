@@ -251,10 +251,10 @@ func TestTheAgentsRightsAreEnoughAndNoMore(t *testing.T) {
 	// The file itself grants nothing that pkg/kube has no use for.
 	role, _, err := rights()
 	a.must(err)
-	read := []string{"get", "list", "watch"}
+	read := []string{"list", "watch"}
 	use := map[string][]string{
 		"services": read, "namespaces": read, "nodes": read, "pods": read, "endpointslices": read,
-		"events": {"create", "patch", "update"},
+		"events": {"create", "patch"},
 	}
 	for _, rule := range role.Rules {
 		for _, resource := range rule.Resources {
