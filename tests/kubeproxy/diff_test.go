@@ -115,6 +115,7 @@ func TestKubeProxyAgrees(t *testing.T) {
 	}
 	t.Logf("%d steps in %d worlds agree, in %s; %d times one Service was left out", total, worlds, time.Since(began).Round(time.Second), luck)
 	for _, d := range differences {
+		t.Logf("on purpose: %s\n    kube-proxy: %s\n    sockmesh: %s\n    because %s", d.name, d.theirs, d.ours, d.why)
 		if d.seen == 0 && !d.beyond {
 			t.Errorf("the difference %q was never met: is it still one?", d.name)
 		}
