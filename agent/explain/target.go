@@ -109,12 +109,12 @@ func serviceName(host, podNamespace string) (service.Name, bool) {
 // request is an HTTP request as mesh's matchers see it.
 type request struct {
 	authority, path, method string
-	headers                 map[string]string
+	headers                 map[string][]string
 	random                  uint64
 }
 
 func newRequest(u *url.URL, in api.ExplainRequest) *request {
-	r := &request{authority: u.Host, path: u.RequestURI(), method: in.Method, headers: map[string]string{}}
+	r := &request{authority: u.Host, path: u.RequestURI(), method: in.Method, headers: map[string][]string{}}
 	if r.method == "" {
 		r.method = "GET"
 	}
@@ -124,11 +124,7 @@ func newRequest(u *url.URL, in api.ExplainRequest) *request {
 			r.authority = h[1]
 			continue
 		}
-		if have, ok := r.headers[name]; ok {
-			r.headers[name] = have + "," + h[1]
-		} else {
-			r.headers[name] = h[1]
-		}
+		r.headers[name] = append(r.headers[name], h[1])
 	}
 	return r
 }
@@ -158,7 +154,15 @@ func (r *request) Header(name string) (string, bool) {
 		return "http", true
 	}
 	v, ok := r.headers[name]
-	return v, ok
+	return strings.Join(v, ","), ok
+}
+
+// NextHeader implements mesh.Request.
+func (r *request) NextHeader(name string, from int) (string, int) {
+	if v := r.headers[name]; from < len(v) {
+		return v[from], from + 1
+	}
+	return "", 0
 }
 
 // Random implements mesh.Request. Zero falls into every fraction that is not zero, so that a sampled route is

@@ -25,10 +25,14 @@ func newValidateCommand(o *options) *cobra.Command {
 			if err := cli.PrintValue(cmd.OutOrStdout(), o.format, results, func(w io.Writer) error { return writeValidation(w, results) }); err != nil {
 				return err
 			}
+			refused := 0
 			for i := range results {
 				if !results[i].OK() {
-					return &cli.SilentError{Code: cli.ExitFailure}
+					refused++
 				}
+			}
+			if refused > 0 {
+				return fmt.Errorf("%d of %d resources would be refused", refused, len(results))
 			}
 			return nil
 		},
@@ -49,7 +53,10 @@ func writeValidation(w io.Writer, results []xds.Validation) error {
 		if v.Where != "" {
 			subject += " (" + v.Where + ")"
 		}
-		fmt.Fprintf(w, "%s: %s: %s\n", v.File, strings.TrimSpace(subject), verdict)
+		if subject = strings.TrimSpace(subject); subject != "" {
+			subject += ": "
+		}
+		fmt.Fprintf(w, "%s: %s%s\n", v.File, subject, verdict)
 		for _, r := range v.Refused {
 			if r.Field != "" {
 				fmt.Fprintf(w, "  refused: %s: %s\n", r.Field, r.Reason)

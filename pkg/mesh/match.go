@@ -8,7 +8,8 @@ import (
 // The matchers below follow Envoy's to the letter, odd corners included, because a control plane was tested
 // against those: an absent header never satisfies a value matcher, inverted or not; a regular expression has
 // to cover the whole value; a query parameter is compared as sent (not percent-decoded) and only its first
-// occurrence counts. They run once per candidate route and request, so none of them allocates.
+// occurrence counts; of a repeated header each value is looked at on its own, as Envoy does since 1.39, and one that
+// matches is enough (inverted: none may). They run once per candidate route and request, so none of them allocates.
 
 // Matches says whether s satisfies the matcher.
 func (m *StringMatcher) Matches(s string) bool {
@@ -46,40 +47,51 @@ func (m *StringMatcher) Matches(s string) bool {
 
 // Matches says whether the request's header satisfies the matcher.
 func (m *HeaderMatcher) Matches(r Request) bool {
-	value, ok := headerValue(r, m.Name)
-	if !ok && !m.TreatMissingAsEmpty {
-		// Only a presence matcher has an opinion on a header that is not there.
-		return m.Kind == MatchPresent && m.Present == m.Invert
+	there, matched := false, false
+	if value, ok := pseudoHeader(r, m.Name); ok {
+		there, matched = value != "", m.matchesValue(value)
+	} else {
+		for v, i := r.NextHeader(m.Name, 0); i != 0 && !matched; v, i = r.NextHeader(m.Name, i) {
+			there, matched = true, m.matchesValue(v)
+		}
 	}
-	var matched bool
-	switch m.Kind {
-	case MatchPresent:
-		matched = m.Present
-	case MatchString:
-		matched = m.String.Matches(value)
-	case MatchRange:
-		n, ok := parseInt(value)
-		matched = ok && n >= m.RangeStart && n < m.RangeEnd
+	if !there {
+		if !m.TreatMissingAsEmpty {
+			// Only a presence matcher has an opinion on a header that is not there.
+			return m.Kind == MatchPresent && m.Present == m.Invert
+		}
+		matched = m.matchesValue("")
 	}
 	return matched != m.Invert
 }
 
-// headerValue knows the pseudo headers, by which control planes match method and authority; host is :authority.
-func headerValue(r Request, name string) (string, bool) {
-	var value string
+// matchesValue looks at one value, before inversion.
+func (m *HeaderMatcher) matchesValue(value string) bool {
+	switch m.Kind {
+	case MatchPresent:
+		return m.Present
+	case MatchString:
+		return m.String.Matches(value)
+	case MatchRange:
+		n, ok := parseInt(value)
+		return ok && n >= m.RangeStart && n < m.RangeEnd
+	}
+	return false
+}
+
+// pseudoHeader knows the pseudo headers, by which control planes match method and authority; host is :authority.
+func pseudoHeader(r Request, name string) (value string, ok bool) {
 	switch name {
 	case ":method":
-		value = r.Method()
+		return r.Method(), true
 	case ":path":
-		value = r.Path()
+		return r.Path(), true
 	case ":scheme":
-		value = r.Scheme()
+		return r.Scheme(), true
 	case ":authority", "host":
-		value = r.Authority()
-	default:
-		return r.Header(name)
+		return r.Authority(), true
 	}
-	return value, value != ""
+	return "", false
 }
 
 // Matches says whether the request's query string satisfies the matcher.

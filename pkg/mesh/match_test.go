@@ -27,6 +27,16 @@ func (r *request) Header(name string) (string, bool) {
 	return v, ok
 }
 
+// NextHeader takes a line feed in the value for the border between two fields.
+func (r *request) NextHeader(name string, from int) (string, int) {
+	v, ok := r.headers[name]
+	if !ok || from > len(v) {
+		return "", 0
+	}
+	value, _, _ := strings.Cut(v[from:], "\n")
+	return value, from + len(value) + 1
+}
+
 func TestHeaderMatcherAgreesWithEnvoy(t *testing.T) {
 	exact := func(v string) *StringMatcher { return &StringMatcher{Kind: StringExact, Value: v} }
 	tests := []struct {
@@ -55,6 +65,11 @@ func TestHeaderMatcherAgreesWithEnvoy(t *testing.T) {
 		{"contains ignoring case", HeaderMatcher{Kind: MatchString, String: &StringMatcher{Kind: StringContains, Value: "can", IgnoreCase: true}}, "a CANary", true},
 		{"suffix", HeaderMatcher{Kind: MatchString, String: &StringMatcher{Kind: StringSuffix, Value: "ry"}}, "canary", true},
 		{"suffix longer than value", HeaderMatcher{Kind: MatchString, String: &StringMatcher{Kind: StringSuffix, Value: "canary"}}, "ry", false},
+		{"one of several values is enough", HeaderMatcher{Kind: MatchString, String: exact("v")}, "u\nv", true},
+		{"several values are not joined", HeaderMatcher{Kind: MatchString, String: exact("u,v")}, "u\nv", false},
+		{"a list in one field is not split", HeaderMatcher{Kind: MatchString, String: exact("v")}, "u,v", false},
+		{"inverted, none of several may match", HeaderMatcher{Kind: MatchString, String: exact("v"), Invert: true}, "u\nv", false},
+		{"one of several in range", HeaderMatcher{Kind: MatchRange, RangeEnd: 9}, "12\n3", true},
 		{"prefix ignoring case", HeaderMatcher{Kind: MatchString, String: &StringMatcher{Kind: StringPrefix, Value: "ca", IgnoreCase: true}}, "CAnary", true},
 	}
 	for _, tt := range tests {

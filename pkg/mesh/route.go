@@ -15,6 +15,9 @@ type Request interface {
 	Scheme() string
 	// Header returns the value (several joined by ",") and whether the header is there.
 	Header(name string) (string, bool)
+	// NextHeader walks over the values of a repeated header one by one: the first one at or after position from, which
+	// is 0 at the beginning, and where to go on. Position 0 in return says that there is none left.
+	NextHeader(name string, from int) (value string, next int)
 	// Random is one draw per request; runtime_fraction and weighted clusters derive theirs from it.
 	Random() uint64
 }

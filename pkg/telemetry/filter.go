@@ -113,5 +113,10 @@ func (r *asRequest) Scheme() string { return r.Request.SchemeString() }
 // Header implements mesh.Request.
 func (r *asRequest) Header(name string) (string, bool) { return r.Request.Joined(name) }
 
+// NextHeader implements mesh.Request.
+func (r *asRequest) NextHeader(name string, from int) (string, int) {
+	return r.Request.NextValue(name, from)
+}
+
 // Random implements mesh.Request; header matchers do not ask for it.
 func (r *asRequest) Random() uint64 { return 0 }

@@ -92,6 +92,18 @@ func TestOperatorsSayWhatEnvoySays(t *testing.T) {
 	}
 }
 
+func TestAFailureReasonHasNoBlanks(t *testing.T) {
+	f, err := CompileFormat("%UPSTREAM_TRANSPORT_FAILURE_REASON%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := sampleRecord()
+	r.UpstreamTransportFailure = "delayed connect error: Connection refused"
+	if got := string(f.AppendText(nil, r, "-")); got != "delayed_connect_error:_Connection_refused" {
+		t.Error(got)
+	}
+}
+
 func TestAHeaderValueIsTakenAsItIs(t *testing.T) {
 	f, err := CompileFormat("<%REQ(USER-AGENT)%|%REQ(X-ABSENT)%|\"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\">")
 	if err != nil {

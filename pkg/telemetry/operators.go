@@ -59,9 +59,10 @@ func init() {
 		"RESPONSE_FLAGS":                 flags(false),
 		"RESPONSE_FLAGS_LONG":            flags(true),
 
-		"UPSTREAM_CLUSTER":                  text(func(r *Record) string { return r.UpstreamCluster }),
-		"UPSTREAM_CLUSTER_RAW":              text(func(r *Record) string { return r.UpstreamCluster }),
-		"UPSTREAM_TRANSPORT_FAILURE_REASON": text(func(r *Record) string { return r.UpstreamTransportFailure }),
+		"UPSTREAM_CLUSTER":     text(func(r *Record) string { return r.UpstreamCluster }),
+		"UPSTREAM_CLUSTER_RAW": text(func(r *Record) string { return r.UpstreamCluster }),
+		// Without white space, as in Envoy: a log line that is split at blanks keeps its columns.
+		"UPSTREAM_TRANSPORT_FAILURE_REASON": text(func(r *Record) string { return strings.ReplaceAll(r.UpstreamTransportFailure, " ", "_") }),
 		"UPSTREAM_HOST_NAME":                {compile: hostName(true)},
 		"UPSTREAM_HOST_NAME_WITHOUT_PORT":   {compile: hostName(false)},
 		"ROUTE_NAME":                        text(func(r *Record) string { return r.RouteName }),

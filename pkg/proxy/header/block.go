@@ -195,6 +195,30 @@ func (b *Block) Joined(lower string) (string, bool) {
 	return str(first), n == 1
 }
 
+// NextValue walks over the values of the field of that lower-case name: the first one at or after position from, which
+// is 0 at the beginning, and the position to go on from; 0 if there is none left. The string shares the block's memory.
+func (b *Block) NextValue(lower string, from int) (value string, next int) {
+	id := Lookup(lower)
+	if id != None && !b.Has(id) {
+		return "", 0
+	}
+	if id == None {
+		if v, ok, isPseudo := b.pseudoValue(lower); isPseudo {
+			if from > 0 || !ok {
+				return "", 0
+			}
+			return str(v), 1
+		}
+	}
+	for i := from; i < len(b.fields); i++ {
+		f := &b.fields[i]
+		if f.id == id && (id != None || int(f.name.n) == len(lower) && string(b.at(f.name)) == lower) {
+			return str(b.at(f.value)), i + 1
+		}
+	}
+	return "", 0
+}
+
 // Values calls yield with each value of a well-known field until it returns false.
 func (b *Block) Values(id ID) func(yield func([]byte) bool) {
 	return func(yield func([]byte) bool) {

@@ -97,6 +97,20 @@ func TestRepeatedFieldsAreJoinedOnlyWhereTheyAre(t *testing.T) {
 	}
 }
 
+func TestRepeatedFieldsAreWalkedOneByOne(t *testing.T) {
+	b := block("x-a: 1", "te: gzip", "x-b: 0", "x-a: 2", "te: trailers")
+	b.SetMethod("GET")
+	for name, want := range map[string]string{"x-a": "1|2|", "te": "gzip|trailers|", ":method": "GET|", "x-none": "", "via": ""} {
+		got := ""
+		for v, i := b.NextValue(name, 0); i != 0; v, i = b.NextValue(name, i) {
+			got += v + "|"
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestPseudoFieldsHaveNames(t *testing.T) {
 	b := &Block{}
 	if _, ok := b.GetName(":authority"); ok {

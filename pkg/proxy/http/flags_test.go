@@ -55,6 +55,7 @@ func TestEveryFlagIsRaised(t *testing.T) {
   route: {cluster: noretry, retry_policy: {retry_on: 5xx, num_retries: 2}}
 - match: {prefix: /hang, headers: [{name: x-idle, present_match: true}]}
   route: {cluster: u, timeout: 0s, idle_timeout: 0.1s}
+  response_headers_to_add: [{header: {key: x-route-said, value: yes it did}}]
 - match: {prefix: /hang}
   route: {cluster: u, timeout: 0.1s}
 - match: {prefix: /stall}
@@ -93,6 +94,10 @@ func TestEveryFlagIsRaised(t *testing.T) {
 			head := c.Head()
 			if !strings.HasPrefix(head, fmt.Sprintf("HTTP/1.1 %d ", x.status)) {
 				t.Errorf("head %q", head)
+			}
+			// The proxy's own answers carry the route's header mutations, as Envoy's do.
+			if strings.HasPrefix(x.extra, "x-idle") && !strings.Contains(head, "x-route-said: yes it did\r\n") {
+				t.Errorf("head %q lacks what its route adds", head)
 			}
 			if x.cut {
 				if got, _ := c.Rest(); got != "abc" {

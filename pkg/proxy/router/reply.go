@@ -26,10 +26,15 @@ func flagOf(reason stream.Reason) telemetry.Flags {
 	return telemetry.LR
 }
 
-// reply answers for the connection manager; r.resp is overwritten. Who is told that his request is bad is not
-// listened to any further.
+// reply answers for the connection manager; r.resp is overwritten. Once there is a route, its header mutations
+// apply to this too. Who is told that his request is bad is not listened to any further.
 func (r *Request) reply(code int, body, details string) {
 	r.resp.Reset()
+	if r.route != nil {
+		r.resp.SetStatus(code)
+		r.rec.Response = &r.resp
+		r.mutateResponse()
+	}
 	if code == http.StatusBadRequest {
 		r.resp.Add(header.Connection, "close")
 	}

@@ -264,6 +264,11 @@ func (r *Request) Scheme() string { return r.head.SchemeString() }
 // Header implements mesh.Request.
 func (r *Request) Header(name string) (string, bool) { return r.head.Joined(name) }
 
+// NextHeader implements mesh.Request.
+func (r *Request) NextHeader(name string, from int) (string, int) {
+	return r.head.NextValue(name, from)
+}
+
 // Random implements mesh.Request.
 func (r *Request) Random() uint64 { return r.random }
 

@@ -190,6 +190,11 @@ type respView struct{ *Request }
 // Header implements mesh.Request.
 func (v respView) Header(name string) (string, bool) { return v.resp.Joined(name) }
 
+// NextHeader implements mesh.Request.
+func (v respView) NextHeader(name string, from int) (string, int) {
+	return v.resp.NextValue(name, from)
+}
+
 // wantsReset says whether a broken attempt is one to retry after. sent: some of the request had been sent.
 func (s *retryState) wantsReset(reason stream.Reason, sent bool) bool {
 	switch {
