@@ -147,6 +147,9 @@ int sm_msg(struct sk_msg_md *msg)
 		return SK_PASS;
 	if (st->latch == SM_PASS)
 		goto pass;
+	/* After its own shutdown(SHUT_WR), or a reset, a socket can't send: TCP has the errno. */
+	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
+		return SK_PASS;
 
 	SM_TUPLE(msg, &self);
 	sm_mirror(&peer, &self);

@@ -74,6 +74,9 @@ func run(ctx context.Context, d *datapath.Datapath) (probes []datapath.Probe, fa
 		if err == nil {
 			err = c.run(stage)
 		}
+		if errors.Is(err, errTimeout) { // maybe the node, busy while everything on it starts
+			err = c.run(stage)
+		}
 		p := datapath.Probe{Name: c.name, OK: err == nil}
 		if err != nil {
 			p.Detail = err.Error()

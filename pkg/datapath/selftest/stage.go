@@ -21,8 +21,9 @@ import (
 
 // Addresses of documentation (RFC 5737, RFC 3849), which are no pod's.
 var (
-	addr4 = netip.MustParseAddr("192.0.2.77")
-	addr6 = netip.MustParseAddr("2001:db8::77")
+	// Address4 is the stage's IPv4 address.
+	Address4 = netip.MustParseAddr("192.0.2.77")
+	addr6    = netip.MustParseAddr("2001:db8::77")
 )
 
 // Family is how a pair of sockets talks.
@@ -56,7 +57,7 @@ func NewStage(d *datapath.Datapath) (*Stage, error) {
 	}()
 	err := <-ready
 	if err == nil {
-		s.end, err = d.Rehearse(s.cookie, addr4, addr6)
+		s.end, err = d.Rehearse(s.cookie, Address4, addr6)
 	}
 	if err != nil {
 		close(s.work)
@@ -73,7 +74,7 @@ func (s *Stage) enter() error {
 	if err != nil {
 		return err
 	}
-	for _, a := range []netip.Addr{addr4, addr6} {
+	for _, a := range []netip.Addr{Address4, addr6} {
 		ip := net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: &ip, Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("add %s to lo: %w", a, err)
@@ -81,6 +82,16 @@ func (s *Stage) enter() error {
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("set lo up: %w", err)
+	}
+	// The kernel makes an IPv6 address usable some time later; a connection that comes before it never gets through.
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(addr6.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s does not become usable: %w", addr6, err)
+		}
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -130,7 +141,7 @@ func (p *Pair) connect(s *Stage, fam Family, redirected bool) error {
 		domain = unix.AF_INET
 	}
 	if fam != IPv6 {
-		at = addr4
+		at = Address4
 	}
 	sockaddr := func(port int) unix.Sockaddr {
 		if domain == unix.AF_INET {
@@ -203,7 +214,7 @@ func (p *Pair) Sends(fd int) string {
 }
 
 // patience bounds every wait. Generous: a node that is busy while its agent starts is not a kernel that fails.
-const patience = 3 * time.Second
+const patience = 5 * time.Second
 
 // errTimeout: nothing came.
 var errTimeout = errors.New("nothing happened in time")
@@ -213,7 +224,7 @@ func Wait(fd int, events int16) error {
 	end := time.Now().Add(patience)
 	for {
 		p := []unix.PollFd{{Fd: int32(fd), Events: events}}
-		n, err := unix.Poll(p, int(time.Until(end).Milliseconds()))
+		n, err := unix.Poll(p, int(max(0, time.Until(end).Milliseconds())))
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
