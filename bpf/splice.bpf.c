@@ -43,7 +43,7 @@ static __always_inline bool sm_in_splice(void)
 
 	if (bpf_core_field_exists(arm->syscallno))
 		return BPF_CORE_READ(arm, syscallno) == SM_NR_SPLICE_GENERIC;
-	return BPF_CORE_READ(regs, orig_ax) == SM_NR_SPLICE_X86_64;
+	return regs->orig_ax == SM_NR_SPLICE_X86_64;
 }
 
 /* SM_TUPLE for a kernel socket. */

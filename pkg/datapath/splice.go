@@ -27,6 +27,9 @@ const spliceGrace = time.Millisecond
 // spliceWaits is how often sockets are looked at whose other end has not sent anything yet.
 const spliceWaits = 250 * time.Millisecond
 
+// spliceLooks is how often the map is looked at without an event.
+const spliceLooks = time.Second
+
 // spliceWatch is one agent's eye on splices.
 type spliceWatch struct {
 	d      *Datapath
@@ -108,9 +111,11 @@ func (w *spliceWatch) read() {
 
 // run settles every spliced socket. The set is bounded by what sm_spliced holds: a socket that drops out of that LRU map
 // goes on being redirected to, is spliced again, and comes back.
+//
+// While one agent replaces another, both watch, and only one of them gets the event, maybe not the one whose proxy has
+// the other end. So each looks into the map itself now and then.
 func (w *spliceWatch) run() {
-	open := map[tupleKey]spliceEvent{}
-	w.adopt(open)
+	open := map[tupleKey]*openSplice{}
 	tick := time.NewTimer(spliceGrace)
 	defer tick.Stop()
 	for {
@@ -121,35 +126,40 @@ func (w *spliceWatch) run() {
 			}
 			w.d.log.Info("an application splices its redirected connections: they go by TCP from now on", "netns", e.App.Netns,
 				"port", e.App.Port, "cgroup", e.App.Cgroup, "socket", addrPort(e.Self.Local, e.Self.LocalPort), "peer", addrPort(e.Self.Remote, e.Self.RemotePort))
-			open[e.Self] = e
+			open[e.Self] = &openSplice{}
 			tick.Reset(spliceGrace)
 		case <-tick.C:
-			if len(open) == 0 {
-				continue
+			var any uint32
+			if w.d.objs.splicing().Lookup(uint32(0), &any) == nil && any != 0 {
+				w.adopt(open)
+				w.settle(open)
 			}
-			w.settle(open)
 			if len(open) > 0 {
 				tick.Reset(spliceWaits)
+			} else {
+				tick.Reset(spliceLooks)
 			}
 		}
 	}
 }
 
-// adopt takes over what an earlier agent left open.
-func (w *spliceWatch) adopt(open map[tupleKey]spliceEvent) {
+// openSplice is a spliced socket that needs looking after.
+type openSplice struct{ told bool }
+
+// adopt takes in what the map has.
+func (w *spliceWatch) adopt(open map[tupleKey]*openSplice) {
 	var key tupleKey
 	var seen splicedValue
 	it := w.d.objs.spliced().Iterate()
 	for it.Next(&key, &seen) {
-		open[key] = spliceEvent{Self: key}
-	}
-	if len(open) == 0 {
-		w.lower()
+		if open[key] == nil {
+			open[key] = &openSplice{}
+		}
 	}
 }
 
 // settle looks at every open socket once, and forgets those with which all is done.
-func (w *spliceWatch) settle(open map[tupleKey]spliceEvent) {
+func (w *spliceWatch) settle(open map[tupleKey]*openSplice) {
 	rows, err := w.d.socketRows()
 	if err != nil {
 		w.d.log.Warn("look at spliced sockets", "error", err)
@@ -159,12 +169,14 @@ func (w *spliceWatch) settle(open map[tupleKey]spliceEvent) {
 	for i := range rows {
 		byKey[rowKey(&rows[i])] = &rows[i]
 	}
-	for key := range open {
+	for key, o := range open {
 		self, peer := byKey[key], byKey[mirror(key)]
 		switch {
 		case self == nil: // closed
 		case self.Unread > 0:
-			w.cut(self, peer)
+			if !w.cut(self, peer, o) {
+				continue // another agent's, or nobody's
+			}
 		case peer == nil || peer.State.State != stateEnrolled || peer.State.Latch == latchPass:
 			// Nothing more will be redirected to it, and nothing is under way: the latch changed after the last message.
 			if err := w.d.objs.pairs().Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -192,19 +204,25 @@ func (w *spliceWatch) lower() {
 
 // cut ends a connection whose application waits for bytes that it will never see. The other end is this process's, the
 // proxy's: both ends must read an error, never an EOF that looks like the end of the data.
-func (w *spliceWatch) cut(self, peer *socketRow) {
+// false: it is another process's, or an application's.
+func (w *spliceWatch) cut(self, peer *socketRow, o *openSplice) bool {
 	log := w.d.log.With("unread", self.Unread, "socket", addrPort(self.Local, self.LocalPort), "peer", addrPort(self.Remote, self.RemotePort))
+	var done bool
+	var err error
 	if peer != nil {
-		done, err := destroy(peer.Cookie, rowKey(peer))
-		if err != nil {
-			log.Warn("a spliced connection can't be cut off; its application waits until it gives up", "error", err)
-		}
-		if done {
+		if done, err = destroy(peer.Cookie, rowKey(peer)); done {
 			log.Info("a connection is cut off, because its application splices and had bytes unread; the next one is not redirected")
-			return
+			return true
 		}
 	}
-	if r := Role(self.State.Role); r == RolePodClient || r == RolePodServer || r == RoleService || r == RoleOffload {
+	if o.told {
+		return false
+	}
+	o.told = true
+	if err != nil {
+		log.Warn("a spliced connection can't be cut off; its application waits until it gives up", "error", err)
+	} else if r := Role(self.State.Role); r != RoleClient && r != RoleServer {
 		log.Warn("an application splices a connection between two pods and waits for bytes that it can't see; restart it, or switch --accelerate-pods off")
 	}
+	return false
 }
