@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +27,7 @@ import (
 	"github.com/sockmesh/sockmesh/agent/version"
 	"github.com/sockmesh/sockmesh/pkg/datapath"
 	"github.com/sockmesh/sockmesh/pkg/kube"
+	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/pod"
 	"github.com/sockmesh/sockmesh/pkg/proxy"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
@@ -51,8 +54,9 @@ type Agent struct {
 	canary     *canary.Canary
 	canaryLoop *canaryLoop
 
-	admin *admin.Server
-	web   *webServer
+	admin     *admin.Server
+	web       *webServer
+	webSocket net.Listener // web's, bound before it serves
 
 	// serving: pods are being looked for, because the proxy knows what to do with their connections.
 	serving  atomic.Bool
@@ -76,6 +80,11 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	if err := a.prepareHost(); err != nil {
 		return nil, err
 	}
+	// What can be wrong with the settings comes before the kernel's part is opened: opening it takes it over from the
+	// agent that runs, and one that only came to say that it can't read its bootstrap must not do that.
+	if err := a.readSources(); err != nil {
+		return nil, err
+	}
 	if a.datapath, err = datapath.Open(a.datapathConfig()); err != nil {
 		return nil, fmt.Errorf("the kernel's part can't be set up: %w", err)
 	}
@@ -93,21 +102,29 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	a.canaryLoop = newCanaryLoop(a.canary.Check, log)
 	rec := a.datapath.Reconciler()
 	a.publisher = newPublisher(a.engine, rec, log, a.canary.Listener)
+	a.objects.datapath, a.objects.proxy = rec, proxyAdapter{a.engine, log}
+	return a, nil
+}
 
+// readSources makes everything that reads settings, none of which does anything before Run.
+func (a *Agent) readSources() (err error) {
 	o := newObjects()
-	o.datapath, o.proxy, o.log, o.translate, o.synced = rec, proxyAdapter{a.engine, log}, log, cfg.Services, a.podsKnown
+	o.log, o.translate, o.synced = a.log, a.cfg.Services, a.podsKnown
 	a.objects = o
-	if a.pods, err = pod.New(pod.Config{NetnsDir: cfg.NetnsDir, OutboundPort: datapath.OutboundPort, Handler: o, Logger: log}); err != nil {
-		return nil, err
+	if a.pods, err = pod.New(pod.Config{NetnsDir: a.cfg.NetnsDir, OutboundPort: datapath.OutboundPort, Handler: o, Logger: a.log}); err != nil {
+		return err
 	}
 	o.finder = a.pods
-	if a.source, err = newSource(cfg, o, log); err != nil {
-		return nil, err
+	if a.source, err = newSource(a.cfg, o, a.log); err != nil {
+		return err
 	}
-	if a.xds, err = newControl(cfg, a.publisher.Publish, log); err != nil {
-		return nil, err
+	if a.xds, err = newControl(a.cfg, func(s *mesh.Snapshot) { a.publisher.Publish(s) }, a.log); err != nil {
+		return err
 	}
-	return a, nil
+	if a.cfg.Metrics != config.Off {
+		a.webSocket, err = bindWeb(a.cfg.Metrics)
+	}
+	return err
 }
 
 // prepareHost checks and prepares what the rest needs, cheapest and clearest first.
@@ -129,7 +146,11 @@ func (a *Agent) prepareHost() error {
 	if moved {
 		a.log.Info("the agent was outside --cgroup-root and has moved itself below it", "cgroup", a.cfg.CgroupRoot+"/"+host.OwnCgroup)
 	}
-	return errors.Join(host.EnsureStateDir(a.cfg.StateDir), host.EnsureNetnsDir(a.cfg.NetnsDir))
+	path, err := config.SocketPath(a.cfg.Admin)
+	if err != nil {
+		return err
+	}
+	return errors.Join(host.EnsureStateDir(a.cfg.StateDir), host.EnsureNetnsDir(a.cfg.NetnsDir), host.EnsureAdminDir(filepath.Dir(path)))
 }
 
 func (a *Agent) datapathConfig() datapath.Config {
@@ -217,9 +238,7 @@ func (a *Agent) start(ctx context.Context) error {
 	}
 	a.part("succession", ctx, a.awaitSuccessor)
 	if a.cfg.Metrics != config.Off {
-		if a.web, err = listenWeb(a.cfg.Metrics, a.registry(), a.notReady, a.log); err != nil {
-			return err
-		}
+		a.web = serveWeb(a.webSocket, a.registry(), a.notReady, a.log)
 	}
 	if a.xds == nil {
 		// Nothing is claimed, and nothing will be: what an earlier agent's control plane claimed must go.
@@ -296,6 +315,8 @@ func (a *Agent) close() {
 	}
 	if a.web != nil {
 		a.web.close()
+	} else if a.webSocket != nil {
+		_ = a.webSocket.Close() // closed already where web was: no matter
 	}
 	if a.engine != nil {
 		a.engine.Close()

@@ -278,6 +278,34 @@ func TestASecondAgentTakesOverAndTheFirstLeavesItAlone(t *testing.T) {
 	}
 }
 
+func TestAnAgentWithWrongSettingsLeavesTheRunningOneAlone(t *testing.T) {
+	n := newNode(t)
+	first := n.start()
+	first.status(ready)
+	for _, wrong := range []string{
+		"--bootstrap=/nonexistent.yaml", "--manifests=/nonexistent", "--metrics=127.0.0.1:99999", "--admin=unix:///proc/none/a.sock",
+	} {
+		second := n.start(wrong)
+		select {
+		case err := <-second.done:
+			second.done <- err
+			if err == nil {
+				t.Errorf("%s: no error", wrong)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: the agent runs:\n%s", wrong, second.log)
+		}
+	}
+	service := "apiVersion: v1\nkind: Service\nmetadata: {name: late, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n"
+	if err := os.WriteFile(filepath.Join(n.dir, "manifests", "late.yaml"), []byte(service), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first.status(func(s *api.Status) bool { return s.Ready && entries(s, "sm_frontends") > 0 })
+	if strings.Contains(first.log.String(), "has taken over") {
+		t.Errorf("the first agent believes that it was replaced:\n%s", first.log)
+	}
+}
+
 func TestAgentWithoutKubernetesServesListenersOfTheNode(t *testing.T) {
 	n := newNode(t)
 	bootstrap := filepath.Join(n.dir, "bootstrap.yaml")

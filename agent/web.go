@@ -27,8 +27,8 @@ type webServer struct {
 	done chan struct{}
 }
 
-// listenWeb starts to serve. The socket has SO_REUSEPORT: at an upgrade the new agent starts beside the old one.
-func listenWeb(addr string, reg *prometheus.Registry, notReady func() []string, log *slog.Logger) (*webServer, error) {
+// bindWeb makes the socket. It has SO_REUSEPORT: at an upgrade the new agent starts beside the old one.
+func bindWeb(addr string) (net.Listener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); e != nil {
@@ -40,6 +40,11 @@ func listenWeb(addr string, reg *prometheus.Registry, notReady func() []string, 
 	if err != nil {
 		return nil, fmt.Errorf("--metrics: %w", err)
 	}
+	return ln, nil
+}
+
+// serveWeb starts to serve at ln until close.
+func serveWeb(ln net.Listener, reg *prometheus.Registry, notReady func() []string, log *slog.Logger) *webServer {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(withoutCanary{reg}, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
@@ -59,7 +64,7 @@ func listenWeb(addr string, reg *prometheus.Registry, notReady func() []string, 
 			log.Error("the metrics server ended", "error", err)
 		}
 	}()
-	return s, nil
+	return s
 }
 
 // withoutCanary leaves the canary's own requests out of the request metrics: nobody wants to see them in a dashboard of

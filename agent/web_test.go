@@ -40,10 +40,11 @@ func TestProbesSayWhy(t *testing.T) {
 	requests.WithLabelValues(canary.Name).Inc()
 	requests.WithLabelValues("shop").Inc()
 	reg.MustRegister(requests)
-	s, err := listenWeb("127.0.0.1:0", reg, func() []string { return reasons }, quiet)
+	ln, err := bindWeb("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := serveWeb(ln, reg, func() []string { return reasons }, quiet)
 	defer s.close()
 	url := "http://" + s.addr.String()
 	if code, body := fetch(t, url+"/readyz"); code != 503 || body != "canary: connection refused\nkubernetes: not synced\n" {
@@ -62,11 +63,11 @@ func TestProbesSayWhy(t *testing.T) {
 		t.Errorf("the canary's requests are among the mesh's: %q", body)
 	}
 	// A second agent, at an upgrade, gets the same port.
-	second, err := listenWeb(s.addr.String(), reg, func() []string { return nil }, quiet)
+	second, err := bindWeb(s.addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	second.close()
+	_ = second.Close()
 }
 
 func TestCanaryResultIsKept(t *testing.T) {

@@ -95,6 +95,8 @@ func TestWrongValuesNameThePlaceAndWhatWasExpected(t *testing.T) {
 		want      []string
 	}{
 		{name: "flag", args: []string{"--enroll=some"}, want: []string{"--enroll", "all or labelled"}},
+		{name: "number flag", args: []string{"--concurrency=x"}, want: []string{"--concurrency", `"x"`, "expected a whole number"}},
+		{name: "duration flag", args: []string{"--drain-time=5"}, want: []string{"--drain-time", `"5"`, "expected a duration like 30s"}},
 		{name: "environment", env: []string{"SOCKMESH_FAIL_MODE=ajar"}, want: []string{"SOCKMESH_FAIL_MODE", `"ajar"`, "open or closed"}},
 		{name: "file choice", file: "services: on\nacceleration: fast\n", want: []string{":2: acceleration", `"fast"`, "auto or off"}},
 		{name: "file unknown key", file: "drain-tme: 3s\n", want: []string{":1: drain-tme", "no setting has this name", "did you mean drain-time?"}},

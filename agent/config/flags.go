@@ -65,8 +65,8 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 			"them too; their bytes then bypass packet filters")
 		g.Var(onOff{&c.OriginalDstSockopt}, "original-dst-sockopt", "answer getsockopt(SO_ORIGINAL_DST), for a foreign proxy; "+
 			"costs every getsockopt on the node a little")
-		g.IntVar(&c.Concurrency, "concurrency", c.Concurrency, "`number` of proxy loops, one thread each")
-		g.DurationVar(&c.DrainTime, "drain-time", c.DrainTime, "how long open connections may finish after SIGTERM")
+		g.Var(number{&c.Concurrency}, "concurrency", "`number` of proxy loops, one thread each")
+		g.Var(duration{&c.DrainTime}, "drain-time", "how long open connections may finish after SIGTERM")
 	})
 	group("Machine", func(g *pflag.FlagSet) {
 		g.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup v2 `directory` whose processes are served (default: the cgroup2 mount)")

@@ -41,13 +41,13 @@ func (f *Flags) Load(environ []string) (Config, error) {
 		}
 		if v, ok := lookupEnv(EnvName(fl.Name)); ok {
 			if err := fl.Value.Set(v); err != nil {
-				errs = append(errs, fmt.Errorf("environment: %s=%q: %s", EnvName(fl.Name), v, reason(fl, err)))
+				errs = append(errs, fmt.Errorf("environment: %s=%q: %s", EnvName(fl.Name), v, err))
 			}
 			return
 		}
 		if v, ok := file[fl.Name]; ok {
 			if err := fl.Value.Set(v.text); err != nil {
-				errs = append(errs, fmt.Errorf("%s:%d: %s: %q: %s", f.File, v.line, fl.Name, v.text, reason(fl, err)))
+				errs = append(errs, fmt.Errorf("%s:%d: %s: %q: %s", f.File, v.line, fl.Name, v.text, err))
 			}
 		}
 	})
@@ -71,17 +71,6 @@ func (f *Flags) lookup(name string) *pflag.Flag {
 		}
 	}
 	return nil
-}
-
-// reason makes pflag's parse errors say what was expected.
-func reason(fl *pflag.Flag, err error) string {
-	switch fl.Value.Type() {
-	case "int":
-		return "expected a whole number"
-	case "duration":
-		return "expected a duration like 30s or 2m"
-	}
-	return err.Error()
 }
 
 // warnUnknownEnv notes SOCKMESH_ variables that set nothing: a misspelt one would otherwise go unnoticed. It is

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -49,6 +52,33 @@ func (o onOff) Set(s string) error {
 	default:
 		return fmt.Errorf("expected on or off")
 	}
+	return nil
+}
+
+// number and duration are pflag's own but for their errors, which say what was expected.
+type number struct{ to *int }
+
+func (n number) Type() string   { return "number" }
+func (n number) String() string { return strconv.Itoa(*n.to) }
+func (n number) Set(s string) error {
+	v, err := strconv.Atoi(s)
+	if err != nil {
+		return errors.New("expected a whole number")
+	}
+	*n.to = v
+	return nil
+}
+
+type duration struct{ to *time.Duration }
+
+func (d duration) Type() string   { return "duration" }
+func (d duration) String() string { return d.to.String() }
+func (d duration) Set(s string) error {
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return errors.New("expected a duration like 30s or 2m")
+	}
+	*d.to = v
 	return nil
 }
 

@@ -25,6 +25,13 @@ const OwnCgroup = "sockmesh-agent"
 // Membership is looked for in the tree rather than computed from /proc/self/cgroup: that file is relative to
 // the cgroup namespace, and a container that has the host's hierarchy mounted sees paths that don't match it.
 func JoinCgroup(root string) (moved bool, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil {
+		return false, fmt.Errorf("--cgroup-root %s: %w", root, err)
+	}
+	if st.Type != unix.CGROUP2_SUPER_MAGIC { // or the "cgroup" below would be made as a directory anywhere
+		return false, fmt.Errorf("--cgroup-root %s is not a cgroup v2 directory (see `mount -t cgroup2`)", root)
+	}
 	in, err := memberBelow(root, os.Getpid())
 	if err != nil {
 		return false, fmt.Errorf("looking for this process below --cgroup-root %s: %w", root, err)

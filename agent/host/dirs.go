@@ -22,6 +22,18 @@ func EnsureStateDir(dir string) error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
+// EnsureAdminDir makes the directory of the admin socket, and sees whether a socket can be made in it.
+func EnsureAdminDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("--admin: %w", err)
+	}
+	probe, err := os.CreateTemp(dir, ".probe-*")
+	if err != nil {
+		return fmt.Errorf("--admin: %s can't be written: %w", dir, err)
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
 // EnsureNetnsDir makes the directory in which pods' network namespaces will be named, if the runtime has not
 // made it yet: it makes it with its first pod, and the agent must not miss that one.
 func EnsureNetnsDir(dir string) error {

@@ -59,6 +59,16 @@ func TestMembershipIsSeenInTheRealTree(t *testing.T) {
 	}
 }
 
+func TestADirectoryThatIsNoCgroupStaysAsItIs(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := JoinCgroup(dir); err == nil || !strings.Contains(err.Error(), "--cgroup-root "+dir+" is not a cgroup v2 directory") {
+		t.Errorf("got %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left there: %v, %v", left, err)
+	}
+}
+
 func TestStateDirIsPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
 	if err := EnsureStateDir(dir); err != nil {
