@@ -125,7 +125,9 @@ func (a *Agent) Services() []api.Service {
 }
 
 // Listeners implements admin.Source.
-func (a *Agent) Listeners() []api.Listener { return describe.Listeners(a.publisher.current.Load()) }
+func (a *Agent) Listeners() []api.Listener {
+	return describe.Listeners(a.publisher.current.Load(), a.proxyStatus().Listeners)
+}
 
 // Routes implements admin.Source.
 func (a *Agent) Routes() []api.Route { return describe.Routes(a.publisher.current.Load()) }

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"testing"
 
+	"github.com/sockmesh/sockmesh/agent/api"
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
@@ -82,10 +83,11 @@ func TestListenersSayWhereTheyAreHandled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	bound := []api.NodeListener{{Name: "d", Address: "0.0.0.0:80", Error: "address already in use"}}
 	want := []struct{ mode, reason string }{
-		{ModeKernel, ""}, {ModeShadowed, "listener a claims 10.0.0.1:1 first"}, {ModeProxy, "access_log"}, {ModeNode, ""}, {ModeInbound, ""}, {ModePassthrough, ""},
+		{ModeKernel, ""}, {ModeShadowed, "listener a claims 10.0.0.1:1 first"}, {ModeProxy, "access_log"}, {ModeNode, "not bound: address already in use"}, {ModeInbound, ""}, {ModePassthrough, ""},
 	}
-	for i, row := range Listeners(mesh.NewSnapshot(1, listeners, clusters)) {
+	for i, row := range Listeners(mesh.NewSnapshot(1, listeners, clusters), bound) {
 		if row.Mode != want[i].mode || row.Reason != want[i].reason {
 			t.Errorf("%s: %s %q, expected %s %q", row.Name, row.Mode, row.Reason, want[i].mode, want[i].reason)
 		}
@@ -109,7 +111,7 @@ func TestServicesNameTheirListener(t *testing.T) {
 }
 
 func TestNothingYet(t *testing.T) {
-	if Listeners(nil) != nil || Routes(nil) != nil || Clusters(nil) != nil || Endpoints(nil, nil) != nil || len(Services(nil, nil)) != 0 {
+	if Listeners(nil, nil) != nil || Routes(nil) != nil || Clusters(nil) != nil || Endpoints(nil, nil) != nil || len(Services(nil, nil)) != 0 {
 		t.Error("before the first configuration there is nothing to list")
 	}
 }

@@ -20,8 +20,9 @@ const (
 	ModeShadowed    = "shadowed"    // another listener claims its addresses
 )
 
-// Listeners are the rows of GET /listeners.
-func Listeners(s *mesh.Snapshot) []api.Listener {
+// Listeners are the rows of GET /listeners. bound are the node's listening sockets: an address that could not be bound
+// is a listener's reason not to work.
+func Listeners(s *mesh.Snapshot, bound []api.NodeListener) []api.Listener {
 	if s == nil {
 		return nil
 	}
@@ -36,6 +37,11 @@ func Listeners(s *mesh.Snapshot) []api.Listener {
 			row.Addresses = append(row.Addresses, a.String())
 		}
 		row.Mode, row.Reason = mode(s, l, claims[l.Name])
+		for _, b := range bound {
+			if l.BindToPort && b.Name == l.Name && b.Error != "" {
+				row.Reason = strings.TrimPrefix(row.Reason+"; not bound: "+b.Error, "; ")
+			}
+		}
 		for _, c := range l.Chains {
 			row.Chains = append(row.Chains, chain(c, ChainMatch(&c.Match)))
 		}
