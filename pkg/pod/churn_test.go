@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestAPodThatIsGoneIsClosedAndItsNamespaceFreed(t *testing.T) {
@@ -30,6 +32,21 @@ func TestAPodThatIsGoneIsClosedAndItsNamespaceFreed(t *testing.T) {
 	gone(t, see, "a")
 	w.remove("a2")
 	eventually(t, "the namespace freed by the kernel", func() bool { return w.veths() == 0 })
+}
+
+func TestARuntimeMayUnmountANamespaceWithoutDetaching(t *testing.T) {
+	w := newWorld(t)
+	m, see := start(t, w)
+	w.pod("a", podNet{addrs: []string{"10.0.0.1/24"}})
+	m.SetPod(spec("a", "10.0.0.1"))
+	ready(t, m, see, "a", 2)
+	if err := unix.Unmount(w.path("a"), 0); err != nil {
+		t.Fatalf("umount of a known pod's namespace: %v: the manager keeps the runtime's mount busy", err)
+	}
+	if err := os.Remove(w.path("a")); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, see, "a")
 }
 
 func TestANewSandboxUnderTheSameFileNameIsAnotherNamespace(t *testing.T) {

@@ -25,10 +25,10 @@ func OpenInNetns(ns *os.File, open func() error) error {
 			runtime.UnlockOSThread()
 			return
 		}
-		home, err := os.Open("/proc/thread-self/ns/net")
+		home, err := here("the agent's own")
 		if err != nil {
 			runtime.UnlockOSThread()
-			result <- fmt.Errorf("open this thread's network namespace: %w", err)
+			result <- err
 			return
 		}
 		defer home.Close()
@@ -44,6 +44,15 @@ func OpenInNetns(ns *os.File, open func() error) error {
 		result <- err
 	}()
 	return <-result
+}
+
+// here opens the calling thread's network namespace by no file of the runtime's.
+func here(name string) (*os.File, error) {
+	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open this thread's network namespace: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // spaceID is the identity of a network namespace. While somebody holds the namespace, no other has its number.

@@ -20,16 +20,25 @@ type space struct {
 	hadPod string              // UID of the pod that is or was in it
 }
 
-// newSpace takes over an opened namespace and starts to watch its addresses.
+// newSpace takes over an opened namespace and starts to watch its addresses. Unless there is an error it closes file: a
+// descriptor that was opened by the file's name keeps the mount there busy, and a runtime that unmounts it
+// without MNT_DETACH would get EBUSY for as long as the pod is known.
 func newSpace(file *os.File, id spaceID) (*space, error) {
-	s := &space{id: id, file: file, names: map[string]bool{}}
+	s := &space{id: id, names: map[string]bool{}}
 	err := OpenInNetns(file, func() (err error) {
+		if s.file, err = here(file.Name()); err != nil {
+			return err
+		}
 		s.watch, s.cookie, err = newAddrWatch()
 		return err
 	})
 	if err != nil {
+		if s.file != nil {
+			_ = s.file.Close()
+		}
 		return nil, err
 	}
+	_ = file.Close()
 	return s, nil
 }
 
