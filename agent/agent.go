@@ -26,6 +26,7 @@ import (
 	"github.com/sockmesh/sockmesh/agent/host"
 	"github.com/sockmesh/sockmesh/agent/version"
 	"github.com/sockmesh/sockmesh/pkg/datapath"
+	"github.com/sockmesh/sockmesh/pkg/datapath/selftest"
 	"github.com/sockmesh/sockmesh/pkg/kube"
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/pod"
@@ -62,10 +63,11 @@ type Agent struct {
 	serving  atomic.Bool
 	draining atomic.Bool
 	// succeeded: another agent has been started beside this one and has taken over.
-	succeeded atomic.Bool
-	live      chan struct{} // closed when this build's programs are in charge
-	failed    chan error    // the first part that ended with an error
-	parts     sync.WaitGroup
+	succeeded  atomic.Bool
+	selfTested bool          // before Run
+	live       chan struct{} // closed when this build's programs are in charge
+	failed     chan error    // the first part that ended with an error
+	parts      sync.WaitGroup
 }
 
 // New prepares the machine and every part; nothing that pods could notice happens before Run, except that programs
@@ -87,6 +89,12 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	}
 	if a.datapath, err = datapath.Open(a.datapathConfig()); err != nil {
 		return nil, fmt.Errorf("the kernel's part can't be set up: %w", err)
+	}
+	if a.datapath.Live() { // else awaitLive does it
+		if err := selftest.Guard(context.Background(), a.datapath, log); err != nil {
+			return nil, err
+		}
+		a.selfTested = true
 	}
 	a.logs, a.metrics = telemetry.NewLogs(), telemetry.NewMetrics()
 	a.engine, err = proxy.New(proxy.Config{

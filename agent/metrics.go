@@ -58,6 +58,7 @@ var (
 	descActive      = desc("proxy_connections", "Connections that the proxy serves now.")
 	descAccelerated = desc("acceleration_active", "1 if sockets are redirected.")
 	descBytes       = desc("acceleration_bytes_total", "Bytes sent on sockets that the datapath watches, by the way that they took.", "path")
+	descProbe       = desc("probe_ok", "1 if the kernel does what this probe or self-test asks of it.", "probe")
 	descSkipped     = desc("acceleration_skipped_sockets_total", "Sockets that were not redirected.", "reason")
 	descPods        = desc("pods", "Pods of this node.", "state")
 	descKube        = desc("kubernetes_objects", "Kubernetes objects that are known.", "kind")
@@ -105,11 +106,15 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 		count(descBytes, k.PassedBytes, "passed")
 		count(descSkipped, k.SkippedBlocking, "blocking")
 		count(descSkipped, k.SkippedMptcp, "mptcp")
+		count(descSkipped, k.SkippedSplicing, "splicing")
 	} else {
 		ch <- prometheus.NewInvalidMetric(descConnections, err)
 	}
 	d := c.datapathStatus()
 	gauge(descAccelerated, one(d.Acceleration.Active))
+	for _, p := range d.Acceleration.Probes {
+		gauge(descProbe, one(p.OK), p.Name)
+	}
 	for _, m := range d.Datapath.Maps {
 		gauge(descMapEntries, float64(m.Entries), m.Name)
 		gauge(descMapMax, float64(m.MaxEntries), m.Name)

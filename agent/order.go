@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/datapath"
+	"github.com/sockmesh/sockmesh/pkg/datapath/selftest"
 )
 
 // What waits for what. Everything here serves one rule: no connection is sent to the proxy before the proxy can do
@@ -51,7 +52,12 @@ const livePoll = 20 * time.Millisecond
 // and what they redirect meanwhile this agent couldn't tell the destination of. So no pod gets listeners before.
 func (a *Agent) awaitLive(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if a.datapath.Status().Datapath.Attached {
+		if a.datapath.Live() {
+			if !a.selfTested {
+				if err := selftest.Guard(ctx, a.datapath, a.log); err != nil {
+					return err
+				}
+			}
 			close(a.live)
 			return nil
 		}
