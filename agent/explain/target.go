@@ -20,6 +20,12 @@ type target struct {
 	http  *request       // nil for tcp and udp
 }
 
+// Check says whether a question can be understood at all, before anybody is asked.
+func Check(in api.ExplainRequest) error {
+	_, err := parseTarget(in)
+	return err
+}
+
 // parseTarget reads tcp://host:port, udp://host:port and http://host[:port]/path.
 func parseTarget(in api.ExplainRequest) (*target, error) {
 	raw := in.URL

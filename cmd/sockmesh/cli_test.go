@@ -160,6 +160,7 @@ func TestExitCodesAndMessages(t *testing.T) {
 		{"unknown Service", true, []string{"services", "nope"}, 1, "nope"},
 		{"explain without a pod", true, []string{"explain", "tcp://1.2.3.4:5"}, 2, "--from"},
 		{"explain with a bad header", true, []string{"explain", "--from", "a/b", "http://x/", "-H", "novalue"}, 2, "name: value"},
+		{"explain with a scheme that is not one", true, []string{"explain", "--from", "a/b", "gopher://x:70/"}, 2, "expected tcp, udp or http"},
 		{"bad level", true, []string{"logging", "loud"}, 2, "debug, info, warn or error"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sockmesh/sockmesh/agent/api"
 	"github.com/sockmesh/sockmesh/agent/describe"
+	"github.com/sockmesh/sockmesh/agent/explain"
 	"github.com/sockmesh/sockmesh/pkg/cli"
 )
 
@@ -37,6 +38,9 @@ func newExplainCommand(o *options) *cobra.Command {
 					return cli.Usagef("-H %q: expected 'name: value'", h)
 				}
 				req.Headers = append(req.Headers, [2]string{strings.TrimSpace(name), textproto.TrimString(value)})
+			}
+			if err := explain.Check(req); err != nil {
+				return &cli.UsageError{Err: err}
 			}
 			client, err := api.NewClient(o.admin)
 			if err != nil {
