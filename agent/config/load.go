@@ -41,13 +41,13 @@ func (f *Flags) Load(environ []string) (Config, error) {
 		}
 		if v, ok := lookupEnv(EnvName(fl.Name)); ok {
 			if err := fl.Value.Set(v); err != nil {
-				errs = append(errs, fmt.Errorf("environment: %s=%q: %s", EnvName(fl.Name), v, err))
+				errs = append(errs, fmt.Errorf("environment: %s=%q: %w", EnvName(fl.Name), v, err))
 			}
 			return
 		}
 		if v, ok := file[fl.Name]; ok {
 			if err := fl.Value.Set(v.text); err != nil {
-				errs = append(errs, fmt.Errorf("%s:%d: %s: %q: %s", f.File, v.line, fl.Name, v.text, err))
+				errs = append(errs, fmt.Errorf("%s:%d: %s: %q: %w", f.File, v.line, fl.Name, v.text, err))
 			}
 		}
 	})

@@ -49,16 +49,6 @@ func (p *probeList) note(name, detail string) {
 	}
 }
 
-// ok tells how a probe ended.
-func (p *probeList) ok(name string) bool {
-	for _, pr := range p.list {
-		if pr.Name == name {
-			return pr.OK
-		}
-	}
-	return false
-}
-
 // btf: the programs read a few kernel structs by CO-RE.
 func (p *probeList) btf() error {
 	_, err := os.Stat("/sys/kernel/btf/vmlinux")

@@ -155,10 +155,6 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 			case 6:
 				node = randomNode(r)
 				s.SetNode(node)
-			default:
-				o := randomObject(r, name)
-				objects[name] = o
-				s.SetService(o)
 			case 7, 8, 9, 10, 11, 12, 13, 14:
 				x := randomSlice(r, sliceName)
 				all[sliceName] = x
@@ -169,6 +165,10 @@ func TestTheOrderOfArrivalDoesNotMatter(t *testing.T) {
 			case 4, 5:
 				delete(all, sliceName)
 				s.DeleteSlice(sliceName)
+			default:
+				o := randomObject(r, name)
+				objects[name] = o
+				s.SetService(o)
 			}
 			if r.IntN(4) == 0 {
 				note()
