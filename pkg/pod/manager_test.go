@@ -353,15 +353,25 @@ func TestOpenInNetnsBringsTheThreadHome(t *testing.T) {
 			t.Fatal("not inside")
 		}
 	}
-	// Every thread of the process is at home.
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, task := range tasks {
-		if id, err := identifyPath("/proc/self/task/" + task.Name() + "/ns/net"); err == nil && id != before {
-			t.Errorf("thread %s is in another namespace", task.Name())
+	// Every thread of the process is at home. One that an earlier test locked into a namespace may still be ending.
+	var away []string
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
 		}
+		away = away[:0]
+		for _, task := range tasks {
+			if id, err := identifyPath("/proc/self/task/" + task.Name() + "/ns/net"); err == nil && id != before {
+				away = append(away, task.Name())
+			}
+		}
+		if len(away) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	if len(away) > 0 {
+		t.Errorf("threads %v stay in another namespace", away)
 	}
 	if err := OpenInNetns(w.node, func() error { return os.ErrInvalid }); !errors.Is(err, os.ErrInvalid) {
 		t.Errorf("the error of open is lost: %v", err)
