@@ -33,11 +33,19 @@
 #define SM_CLAIMS_EXACT (1u << 4)    /* some claim names an address */
 #define SM_CLAIMS_PORT (1u << 5)     /* some claim takes a port of every address */
 #define SM_CLAIMS_CATCHALL (1u << 6) /* some claim takes what is left */
+#define SM_OUTSIDE (1u << 7)         /* sm_outside isn't empty */
+#define SM_LOOPBACK_PORTS (1u << 8)  /* some frontend is a loopback address, for the host's own network namespace */
 
 /* struct sm_target.mode */
 #define SM_MODE_SERVICE 1
 #define SM_MODE_PROXY 2
 #define SM_MODE_OFFLOAD 3
+
+/* struct sm_target.flags */
+#define SM_TARGET_MEMBERS (1u << 0) /* sm_members lists the pool's backends: clients or sockets stick to one */
+#define SM_TARGET_LOCAL (1u << 1)   /* outside: backends are on this node and see the client's own address */
+#define SM_TARGET_SILENT (1u << 2)  /* outside: without backends there is no answer, not a refusal */
+#define SM_TARGET_SOURCES (1u << 3) /* outside: only clients in sm_sources may come, others get no answer */
 
 /* struct sm_netns.flags and struct sm_local.flags */
 #define SM_ENROLLED (1u << 0)
@@ -100,6 +108,10 @@ struct sm_config {
 	__u32 backlog_limit; /* memory that redirected messages may hold unread, per direction: see skmsg.bpf.c */
 	__u32 pad2;
 	__u64 owner; /* the agent that opened the maps last; others stop writing */
+	__u64 host_netns; /* cookie of the node's own network namespace */
+	__u16 nat_port_min; /* source ports that outside clients' connections get on their way to backends */
+	__u16 nat_port_max;
+	__u32 pad3;
 };
 
 struct sm_frontend_key {
@@ -146,6 +158,35 @@ struct sm_backend {
 	__u8 addr[16] SM_ALIGNED;
 	__u16 port;
 	__u16 pad;
+};
+
+/* A backend that takes new connections of a pool now. Only pools with SM_TARGET_MEMBERS have these entries: what sticks
+ * to a backend, a client by affinity or a UDP socket, asks here whether that one is still good. */
+struct sm_member_key {
+	__u32 pool;
+	__u32 backend;
+};
+
+/* Who stays with which backend. Inside, the client is a network namespace (its cookie in the first 8 bytes, since at
+ * connect time there is no source address yet); outside it is the address. */
+struct sm_affinity_key {
+	__u32 pool;
+	__u32 pad;
+	__u8 client[16] __attribute__((aligned(8)));
+};
+
+struct sm_affinity {
+	__u64 used; /* ktime of the last connection or datagram: use refreshes */
+	__u32 backend;
+	__u32 pad;
+};
+
+/* Ranges of clients that may use a restricted frontend, by its pool; prefixlen counts the pool's 32 bits, and 96 more for
+ * IPv4. */
+struct sm_source_key {
+	__u32 prefixlen;
+	__u32 pool;
+	__u8 addr[16] SM_ALIGNED;
 };
 
 struct sm_netns {

@@ -46,6 +46,38 @@ struct {
 	__type(value, struct sm_backend);
 } sm_backends SEC(".maps");
 
+/* The same addresses, and more, as clients outside this node see them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sm_frontend_key);
+	__type(value, struct sm_target);
+} sm_outside SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sm_member_key);
+	__type(value, __u32);
+} sm_members SEC(".maps");
+
+/* LRU: a client that is forgotten is balanced anew. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct sm_affinity_key);
+	__type(value, struct sm_affinity);
+} sm_affinity SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sm_source_key);
+	__type(value, __u32);
+} sm_sources SEC(".maps");
+
 /* Network namespaces (by cookie) whose connections listeners may claim. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -46,12 +46,12 @@ func (r *Reconciler) apply() {
 	r.mu.Unlock()
 
 	if claimBits != 0 { // before the first claim is written: the programs skip maps that are said to be empty
-		r.setClaimFlags(claimBits | r.claimFlags())
+		r.setTableFlags(claimBits | r.tableFlags())
 	}
 	again := r.run(b.sets, false)
 	r.run(b.deletes, true)
 	r.run(again, true)
-	r.setClaimFlags(r.claimFlags())
+	r.setTableFlags(r.tableFlags())
 
 	r.mu.Lock()
 	r.applied = time.Now()
@@ -111,7 +111,7 @@ func (r *Reconciler) retryFailed() {
 			r.dirty.claims = true
 		case "pod", "local":
 			r.dirty.pods = true
-		case "frontend":
+		case "frontend", "outside":
 			for key := range r.owners {
 				if frontendAddr(key) == e.Addr {
 					r.dirty.frontends[key] = struct{}{}
@@ -134,6 +134,9 @@ func (r *Reconciler) openGates() bool {
 			for key := range r.tables.frontends {
 				r.dirty.frontends[key] = struct{}{}
 			}
+			for key := range r.tables.outside {
+				r.dirty.frontends[key] = struct{}{}
+			}
 		case SourceClaims:
 			r.dirty.claims = true
 		case SourcePods:
@@ -143,32 +146,58 @@ func (r *Reconciler) openGates() bool {
 	return opened
 }
 
-// planFrontends turns marked Service addresses into jobs. Caller holds mu and applyMu.
+// planFrontends turns marked Service addresses into jobs: one for clients inside, one for those outside. Caller holds mu and
+// applyMu.
 func (r *Reconciler) planFrontends(b *batch) {
 	may := r.mayDelete(SourceServices)
 	for key := range r.dirty.frontends {
-		id := "frontend " + frontendAddr(key)
-		label := EntryError{Kind: "frontend", Addr: frontendAddr(key)}
+		addr := frontendAddr(key)
 		name, f := r.ownerOf(key)
+		inside := job{"frontend " + addr, EntryError{Kind: "frontend", Addr: addr, Name: name.String()}, nil}
+		outside := job{"outside " + addr, EntryError{Kind: "outside", Addr: addr, Name: name.String()}, nil}
 		if f == nil {
-			if _, exists := r.tables.frontends[key]; exists && !may {
+			_, hasInside := r.tables.frontends[key]
+			_, hasOutside := r.tables.outside[key]
+			if (hasInside || hasOutside) && !may {
 				b.keep = append(b.keep, key)
 				continue
 			}
-			b.deletes = append(b.deletes, job{id, label, func() error { return r.tables.deleteFrontend(key) }})
+			inside.run = func() error { return r.tables.deleteFrontend(key) }
+			outside.run = func() error { return r.tables.deleteOutside(key) }
+			b.deletes = append(b.deletes, outside, inside)
 			continue
 		}
-		label.Name = name.String()
-		want, err := backendsOf(f)
 		affinity := uint32(f.Affinity / time.Second)
-		b.sets = append(b.sets, job{id, label, func() error {
-			if e := r.tables.setFrontend(key, want, affinity); e != nil {
-				return e
-			}
-			return err
-		}})
+		want, err := backendsOf(f, f.Backends)
+		inside.run = func() error {
+			return cmp.Or(r.tables.setFrontend(key, want, affinity), err)
+		}
+		b.sets = append(b.sets, inside)
+		if !r.d.cfg.Outside || f.External == nil || f.Addr.Addr().IsLoopback() {
+			outside.run = func() error { return r.tables.deleteOutside(key) }
+			b.deletes = append(b.deletes, outside)
+			continue
+		}
+		external, err := outsideOf(f, affinity)
+		outside.run = func() error {
+			return cmp.Or(r.tables.setOutside(key, external), err)
+		}
+		b.sets = append(b.sets, outside)
 	}
 	clear(r.dirty.frontends)
+}
+
+// outsideOf is what clients outside get at a frontend.
+func outsideOf(f *service.Frontend, affinity uint32) (outsideWant, error) {
+	backends, err := backendsOf(f, f.External.Backends)
+	want := outsideWant{backends: backends, affinity: affinity, ranges: f.External.Sources}
+	if f.External.Local {
+		want.flags |= targetLocal
+	}
+	if f.External.Silent {
+		want.flags |= targetSilent
+	}
+	return want, err
 }
 
 // ownerOf picks the Service that an address belongs to: where several want it, the first by name, so that the order of
@@ -185,14 +214,14 @@ func (r *Reconciler) ownerOf(key frontendKey) (service.Name, *service.Frontend) 
 	first := slices.MinFunc(names, func(a, b service.Name) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	return first, &r.services[first].Frontends[owners[first]]
+	return first, frontendAt(r.services[first], owners[first])
 }
 
-// backendsOf lists the backends that a frontend's family can reach.
-func backendsOf(f *service.Frontend) ([]weighted, error) {
-	addrs := make([]netip.AddrPort, 0, len(f.Backends))
+// backendsOf lists those backends that a frontend's family can reach.
+func backendsOf(f *service.Frontend, list []service.Backend) ([]weighted, error) {
+	addrs := make([]netip.AddrPort, 0, len(list))
 	var err error
-	for _, b := range f.Backends {
+	for _, b := range list {
 		if e := reachable(f.Addr.Addr(), b.Addr); e != nil {
 			err = e
 			continue
@@ -278,24 +307,30 @@ func claimBit(key claimKey) uint32 {
 	return flagClaimsCatchAll
 }
 
-// claimFlags are the flags for the claims that are in the map. Caller holds applyMu, or is Open.
-func (r *Reconciler) claimFlags() uint32 {
+// tableFlags say what is in the maps. Caller holds applyMu, or is Open.
+func (r *Reconciler) tableFlags() uint32 {
 	var bits uint32
+	if len(r.tables.outside) > 0 {
+		bits |= flagOutside
+	}
+	if r.tables.loopbacks > 0 {
+		bits |= flagLoopbackPorts
+	}
 	for key := range r.tables.claims {
 		bits |= claimBit(key)
 	}
 	return bits
 }
 
-func (r *Reconciler) setClaimFlags(bits uint32) {
+func (r *Reconciler) setTableFlags(bits uint32) {
 	r.d.mu.Lock()
-	same := r.d.flags&flagClaims == bits
+	same := r.d.flags&flagTables == bits
 	r.d.mu.Unlock()
 	if same {
 		return
 	}
-	if err := r.d.setFlags(bits, flagClaims); err != nil {
-		r.log.Error("tell the programs which kinds of claims there are", "error", err)
+	if err := r.d.setFlags(bits, flagTables); err != nil {
+		r.log.Error("tell the programs what the maps hold", "error", err)
 	}
 }
 

@@ -1,8 +1,11 @@
 package datapath
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ProxyMark is the SO_MARK of the proxy's own upstream sockets: connect exempts them from listener claims, never
@@ -24,6 +27,15 @@ type Config struct {
 	Acceleration bool
 	// Services translates Service addresses at connect.
 	Services bool
+	// Outside serves clients outside this node at NodePort, load-balancer and external addresses.
+	Outside bool
+	// HostNetns is the cookie of the node's own network namespace, the only one in which node ports are served on
+	// loopback; default: that of the thread that calls Open.
+	HostNetns uint64
+	// NATPorts are the first and last source port of outside clients' connections on their way to backends; default
+	// 10000 to 29999, which is below both node ports and the kernel's own ephemeral ports: a connection of the host
+	// itself can't have the same addresses and ports.
+	NATPorts [2]uint16
 	// OriginalDstSockopt answers getsockopt(SO_ORIGINAL_DST) for a foreign proxy. It taxes every getsockopt of
 	// the node, hence off unless asked for.
 	OriginalDstSockopt bool
@@ -61,6 +73,10 @@ type Sizes struct {
 	Frontends uint32 // Service addresses; default 65536
 	Backends  uint32 // distinct endpoint addresses; default 262144
 	Slots     uint32 // sum of all frontends' backends; default 524288
+	Outside   uint32 // addresses that clients outside may use; default 16384
+	Members   uint32 // sum of the backends of UDP and session affinity frontends; default 262144
+	Affinity  uint32 // clients that stay with a backend; default 65536
+	Sources   uint32 // sum of the source ranges of load-balancer addresses; default 16384
 	Claims    uint32 // addresses claimed by listeners; default 16384
 	Pods      uint32 // enrolled pods of this node; default 4096
 	Locals    uint32 // addresses of this node's pods; default 8192
@@ -77,6 +93,10 @@ func (s Sizes) withDefaults() Sizes {
 	def(&s.Frontends, 65536)
 	def(&s.Backends, 262144)
 	def(&s.Slots, 524288)
+	def(&s.Outside, 16384)
+	def(&s.Members, 262144)
+	def(&s.Affinity, 65536)
+	def(&s.Sources, 16384)
 	def(&s.Claims, 16384)
 	def(&s.Pods, 4096)
 	def(&s.Locals, 8192)
@@ -105,6 +125,19 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OutboundPort == 0 {
 		c.OutboundPort = OutboundPort
 	}
+	if c.HostNetns == 0 {
+		cookie, err := netnsCookie()
+		if err != nil {
+			return c, err
+		}
+		c.HostNetns = cookie
+	}
+	if c.NATPorts == [2]uint16{} {
+		c.NATPorts = [2]uint16{10000, 29999}
+	}
+	if c.NATPorts[0] == 0 || c.NATPorts[0] > c.NATPorts[1] {
+		return c, fmt.Errorf("ports %d to %d for outside clients' connections: expected a range from 1 to 65535", c.NATPorts[0], c.NATPorts[1])
+	}
 	if len(c.Sources) == 0 {
 		c.Sources = []string{SourceServices, SourceClaims, SourcePods}
 	}
@@ -119,4 +152,18 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Sizes = c.Sizes.withDefaults()
 	return c, nil
+}
+
+// netnsCookie names the calling thread's network namespace as the programs do.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("ask for this network namespace's cookie: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("ask for this network namespace's cookie: %w (kernels from 5.14 on have it)", err)
+	}
+	return cookie, nil
 }

@@ -57,7 +57,11 @@ const (
 	flagClaimsExact    = 1 << 4
 	flagClaimsPort     = 1 << 5
 	flagClaimsCatchAll = 1 << 6
+	flagOutside        = 1 << 7
+	flagLoopbackPorts  = 1 << 8
 	flagClaims         = flagClaimsExact | flagClaimsPort | flagClaimsCatchAll
+	// flagTables say what the maps hold, so that programs need not look into empty ones.
+	flagTables = flagClaims | flagOutside | flagLoopbackPorts
 )
 
 // Open loads the programs and attaches them, or takes over what an earlier agent left pinned: its maps are adopted with
@@ -106,7 +110,7 @@ func Open(cfg Config) (*Datapath, error) {
 
 // start writes the configuration and attaches.
 func (d *Datapath) start() error {
-	want := d.rec.claimFlags()
+	want := d.rec.tableFlags()
 	for bit, on := range map[uint32]bool{
 		flagServices: d.cfg.Services, flagFailClosed: d.cfg.FailClosed, flagAcceleratePods: d.cfg.AcceleratePods,
 	} {
@@ -178,7 +182,8 @@ func (d *Datapath) setFlags(bits, mask uint32) error {
 	defer d.mu.Unlock()
 	flags := d.flags&^mask | bits&mask
 	value := configValue{Flags: flags, ProxyMark: d.cfg.ProxyMark, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion,
-		BacklogLimit: d.cfg.BacklogLimit, Owner: d.owner}
+		BacklogLimit: d.cfg.BacklogLimit, Owner: d.owner, HostNetns: d.cfg.HostNetns,
+		NatPortMin: d.cfg.NATPorts[0], NatPortMax: d.cfg.NATPorts[1]}
 	if err := d.objs.config().Put(uint32(0), value); err != nil {
 		return fmt.Errorf("write sm_config: %w", err)
 	}

@@ -18,7 +18,10 @@ func (t *tables) repair(prune bool) (int, error) {
 	// In the order of writing, so that nothing ever leads to what isn't there.
 	count(repairMap(t, t.o.backends(), t.backends, true))
 	count(t.repairSlots())
+	count(repairMap(t, t.o.members(), t.memberEntries(), true))
+	count(repairMap(t, t.o.sources(), t.sourceEntries(), true))
 	count(repairMap(t, t.o.frontends(), t.frontends, prune))
+	count(repairMap(t, t.o.outside(), t.outside, prune))
 	count(repairMap(t, t.o.claims(), t.claims, prune))
 	count(repairMap(t, t.o.netns(), t.netns, prune))
 	count(repairMap(t, t.o.local(), t.local, prune))

@@ -22,6 +22,10 @@ var shapes = map[string]struct {
 	keyName, valueName string
 }{
 	sockmeshMapSmFrontends: {key: reflect.TypeFor[frontendKey](), value: reflect.TypeFor[targetValue]()},
+	sockmeshMapSmOutside:   {key: reflect.TypeFor[frontendKey](), value: reflect.TypeFor[targetValue]()},
+	sockmeshMapSmMembers:   {key: reflect.TypeFor[memberKey](), value: reflect.TypeFor[uint32](), valueName: "member"},
+	sockmeshMapSmSources:   {key: reflect.TypeFor[sourceKey](), value: reflect.TypeFor[uint32](), valueName: "allowed"},
+	sockmeshMapSmAffinity:  {key: reflect.TypeFor[affinityKey](), value: reflect.TypeFor[affinity]()},
 	sockmeshMapSmClaims:    {key: reflect.TypeFor[claimKey](), value: reflect.TypeFor[targetValue]()},
 	sockmeshMapSmSlots:     {key: reflect.TypeFor[slotKey](), value: reflect.TypeFor[slotValue]()},
 	sockmeshMapSmBackends:  {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[backendValue](), keyName: "backend"},

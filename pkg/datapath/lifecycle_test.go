@@ -238,7 +238,8 @@ func TestDumpReadsLikeATable(t *testing.T) {
 		t.Errorf("an unknown map: %v", err)
 	}
 	for _, p := range d.Probes() {
-		if !p.OK {
+		// Hardened kernels refuse iterators over maps; then the other iterator must be there, whose probe is in the list too.
+		if !p.OK && p.Name != "load_"+progSockets {
 			t.Errorf("probe %s: %s", p.Name, p.Detail)
 		}
 	}

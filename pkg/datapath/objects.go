@@ -28,13 +28,18 @@ type (
 	socketRow    = sockmeshSmSocketRow
 	appKey       = sockmeshSmApp
 	splicedValue = sockmeshSmSpliced
+	memberKey    = sockmeshSmMemberKey
+	sourceKey    = sockmeshSmSourceKey
+	affinityKey  = sockmeshSmAffinityKey
+	affinity     = sockmeshSmAffinity
 	spliceEvent  = sockmeshSmSpliceEvent
 )
 
 // Programs that the data plane can do without, each with what is lost.
 const (
 	progMsg        = sockmeshProgSmMsg        // acceleration
-	progSockets    = sockmeshProgSmSockets    // `sockmesh sockets`
+	progSockets    = sockmeshProgSmSockets    // `sockmesh sockets`; where the kernel refuses it, the next one
+	progSockFiles  = sockmeshProgSmSockFiles
 	progGetsockopt = sockmeshProgSmGetsockopt // SO_ORIGINAL_DST for a foreign proxy
 
 	// Either of them notices applications that splice: acceleration
@@ -65,6 +70,9 @@ func (o *objects) close() {
 }
 
 func (o *objects) frontends() *ebpf.Map { return o.maps[sockmeshMapSmFrontends] }
+func (o *objects) outside() *ebpf.Map   { return o.maps[sockmeshMapSmOutside] }
+func (o *objects) members() *ebpf.Map   { return o.maps[sockmeshMapSmMembers] }
+func (o *objects) sources() *ebpf.Map   { return o.maps[sockmeshMapSmSources] }
 func (o *objects) claims() *ebpf.Map    { return o.maps[sockmeshMapSmClaims] }
 func (o *objects) slots() *ebpf.Map     { return o.maps[sockmeshMapSmSlots] }
 func (o *objects) backends() *ebpf.Map  { return o.maps[sockmeshMapSmBackends] }
@@ -88,6 +96,10 @@ func sized(cfg Config) (*ebpf.CollectionSpec, error) {
 		sockmeshMapSmBackends:  cfg.Sizes.Backends,
 		sockmeshMapSmSlots:     cfg.Sizes.Slots,
 		sockmeshMapSmClaims:    cfg.Sizes.Claims,
+		sockmeshMapSmOutside:   cfg.Sizes.Outside,
+		sockmeshMapSmMembers:   cfg.Sizes.Members,
+		sockmeshMapSmSources:   cfg.Sizes.Sources,
+		sockmeshMapSmAffinity:  cfg.Sizes.Affinity,
 		sockmeshMapSmNetns:     cfg.Sizes.Pods,
 		sockmeshMapSmLocal:     cfg.Sizes.Locals,
 		sockmeshMapSmOrigin:    cfg.Sizes.Origins,
@@ -113,7 +125,7 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		o.close()
 		return nil, err
 	}
-	optional := map[string]bool{progMsg: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt}
+	optional := map[string]bool{progMsg: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt, progSockFiles: false}
 	var must []string
 	for name := range spec.Programs {
 		if _, ok := optional[name]; !ok && name != progSpliceEntry && name != progSplicePoint {
@@ -132,6 +144,14 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		probes.add("load_"+name, err, "")
 		if err != nil {
 			cfg.Logger.Warn("an optional program does not load", "program", name, "error", err)
+		}
+	}
+	if o.progs[progSockets] == nil {
+		err := o.loadPrograms(spec, progSockFiles)
+		if err == nil {
+			probes.note("load_"+progSockFiles, "sockets are found by the descriptors of the processes that the agent can see")
+		} else {
+			probes.add("load_"+progSockFiles, err, "sockets can't be listed")
 		}
 	}
 	return o, nil
@@ -196,7 +216,7 @@ func (o *objects) openMaps(spec *ebpf.CollectionSpec, dir layoutDir, log *slog.L
 
 // observed are maps that the programs fill by themselves: nothing waits for them.
 var observed = map[string]bool{
-	sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
+	sockmeshMapSmAffinity: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
 }
 
 func isOurs(name string) bool { return len(name) > 3 && name[:3] == "sm_" }

@@ -14,7 +14,7 @@ import (
 
 // layoutVersion counts incompatible changes of the maps. A new version gets its own directory: its maps are filled
 // while the old programs still work on theirs, and then the links move over.
-const layoutVersion = 1
+const layoutVersion = 2
 
 const bpfFSMagic = 0xcafe4a11
 

@@ -88,8 +88,8 @@ func (r *Reconciler) SetService(s *service.Service) {
 	r.mu.Lock()
 	r.forget(s.Name)
 	r.services[s.Name] = s
-	for i, f := range s.Frontends {
-		key := frontendKeyOf(f.Addr, uint8(f.Protocol))
+	for i := range frontendCount(s) {
+		key := keyOf(frontendAt(s, i))
 		if r.owners[key] == nil {
 			r.owners[key] = map[service.Name]int{}
 		}
@@ -114,8 +114,8 @@ func (r *Reconciler) forget(name service.Name) {
 	if old == nil {
 		return
 	}
-	for _, f := range old.Frontends {
-		key := frontendKeyOf(f.Addr, uint8(f.Protocol))
+	for i := range frontendCount(old) {
+		key := keyOf(frontendAt(old, i))
 		delete(r.owners[key], name)
 		if len(r.owners[key]) == 0 {
 			delete(r.owners, key)
@@ -124,6 +124,18 @@ func (r *Reconciler) forget(name service.Name) {
 	}
 	delete(r.services, name)
 }
+
+// frontendAt numbers a Service's frontends, those on loopback after the others.
+func frontendAt(s *service.Service, i int) *service.Frontend {
+	if i < len(s.Frontends) {
+		return &s.Frontends[i]
+	}
+	return &s.Loopback[i-len(s.Frontends)]
+}
+
+func frontendCount(s *service.Service) int { return len(s.Frontends) + len(s.Loopback) }
+
+func keyOf(f *service.Frontend) frontendKey { return frontendKeyOf(f.Addr, uint8(f.Protocol)) }
 
 // SetClaims replaces all claims. Of two claims to one address the first wins, and Status names the other.
 func (r *Reconciler) SetClaims(claims []mesh.Claim) {

@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/service"
@@ -19,7 +21,11 @@ import (
 // resolve reads the maps as a connecting socket would: for every frontend and claim the exact share of each address.
 func resolve(t testing.TB, d *Datapath) map[string]string {
 	t.Helper()
-	frontends, claims := map[frontendKey]targetValue{}, map[claimKey]targetValue{}
+	frontends, outside, claims := map[frontendKey]targetValue{}, map[frontendKey]targetValue{}, map[claimKey]targetValue{}
+	members, sources := map[memberKey]uint32{}, map[sourceKey]uint32{}
+	must(t, readMap(d.objs.outside(), outside))
+	must(t, readMap(d.objs.members(), members))
+	must(t, readMap(d.objs.sources(), sources))
 	slots, backends := map[slotKey]slotValue{}, map[uint32]backendValue{}
 	must(t, readMap(d.objs.frontends(), frontends))
 	must(t, readMap(d.objs.claims(), claims))
@@ -61,11 +67,45 @@ func resolve(t testing.TB, d *Datapath) map[string]string {
 		}
 		return fmt.Sprint("mode ", target.Mode, " ", share)
 	}
+	// What belongs to a pool beside its slots: members are its backends, no more and no less.
+	belongings := func(target targetValue) string {
+		inUse, ranges := map[uint32]bool{}, []string{}
+		for i := range target.Slots {
+			inUse[slots[slotKey{Pool: target.Pool, Generation: target.Generation, Slot: i}].Backend] = true
+		}
+		for k := range members {
+			if k.Pool != target.Pool {
+				continue
+			}
+			if !inUse[k.Backend] || target.Flags&targetMembers == 0 {
+				t.Errorf("backend %d is a member of pool %d, but has no slot there or the pool has no members", k.Backend, k.Pool)
+			}
+			delete(inUse, k.Backend)
+			delete(members, k)
+		}
+		if target.Flags&targetMembers != 0 && len(inUse) > 0 {
+			t.Errorf("backends %v of pool %d are no members", inUse, target.Pool)
+		}
+		for k := range sources {
+			if k.Pool == target.Pool {
+				ranges = append(ranges, fmt.Sprint(addrPort(k.Addr, 0).Addr(), "/", k.Prefixlen))
+				delete(sources, k)
+			}
+		}
+		slices.Sort(ranges)
+		return fmt.Sprint(" affinity ", target.AffinitySeconds, " flags ", target.Flags, " sources ", ranges)
+	}
 	for k, v := range frontends {
-		out["frontend "+frontendAddr(k)] = shares(v)
+		out["frontend "+frontendAddr(k)] = shares(v) + belongings(v)
+	}
+	for k, v := range outside {
+		out["outside "+frontendAddr(k)] = shares(v) + belongings(v)
 	}
 	for k, v := range claims {
 		out["claim "+addrPort(k.Addr, k.Port).String()] = shares(v)
+	}
+	if len(members)+len(sources) > 0 {
+		t.Errorf("members %v and sources %v belong to no pool", members, sources)
 	}
 	if usedSlots != len(slots) || len(usedBackends) != len(backends) {
 		t.Errorf("%d slots for %d in use, %d backends for %d in use: something leaks", len(slots), usedSlots, len(backends), len(usedBackends))
@@ -119,9 +159,18 @@ func (w *wish) change(rec *Reconciler, n int) {
 				for range w.r.IntN(12) {
 					f.Backends = append(f.Backends, service.Backend{Addr: w.addr(six)})
 				}
+				if w.r.IntN(4) == 0 {
+					f.Affinity = time.Duration(1+w.r.IntN(2)) * time.Hour
+				}
+				w.fromOutside(&f, six)
 				if !hasFrontend(s, f) {
 					s.Frontends = append(s.Frontends, f)
 				}
+			}
+			if w.r.IntN(6) == 0 {
+				f := service.Frontend{Addr: ap(netip.MustParseAddr("127.0.0.1"), uint16(30000+w.r.IntN(4))), Protocol: service.TCP, Kind: service.NodePort}
+				f.Backends = append(f.Backends, service.Backend{Addr: w.addr(false)})
+				s.Loopback = append(s.Loopback, f)
 			}
 			w.services[name] = s
 			rec.SetService(s)
@@ -157,6 +206,23 @@ func (w *wish) change(rec *Reconciler, n int) {
 			}
 			rec.SetPods(w.pods)
 		}
+	}
+}
+
+// fromOutside makes a frontend one that clients outside may use, now and then.
+func (w *wish) fromOutside(f *service.Frontend, six bool) {
+	if w.r.IntN(3) != 0 {
+		return
+	}
+	f.Kind = service.LoadBalancer
+	f.External = &service.External{Backends: f.Backends, Local: w.r.IntN(2) == 0}
+	if f.External.Local {
+		f.External.Backends = f.Backends[:w.r.IntN(len(f.Backends)+1)]
+		f.External.Silent = len(f.External.Backends) == 0 && w.r.IntN(2) == 0
+	}
+	for range w.r.IntN(3) {
+		bits := 8 * w.r.IntN(5)
+		f.External.Sources = append(f.External.Sources, netip.PrefixFrom(w.addr(six).Addr(), bits).Masked())
 	}
 }
 
@@ -229,7 +295,7 @@ func TestMapsEqualAFreshComputationAfterRandomChanges(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	wish := newWish(rand.New(rand.NewPCG(seed, 5)))
-	d := w.open()
+	d := w.open(func(c *Config) { c.Outside = true })
 	synced(t, d)
 	for range 12 {
 		for range 10 {

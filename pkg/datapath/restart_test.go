@@ -270,7 +270,7 @@ func TestOtherLayoutStaysInChargeUntilTheNewMapsAreFilled(t *testing.T) {
 	synced(t, d)
 	must(t, d.Close())
 	// What an earlier release with another layout would have left.
-	must(t, os.Rename(filepath.Join(w.cfg.BPFFS, "v1"), filepath.Join(w.cfg.BPFFS, "v0")))
+	must(t, os.Rename(layoutDir{w.cfg.BPFFS, layoutVersion}.path(), filepath.Join(w.cfg.BPFFS, "v0")))
 
 	d = w.open()
 	d.Reconciler().SetService(svc("web", vip4, ap(b.v4, 8080)))

@@ -93,7 +93,8 @@ type Socket struct {
 var tcpStates = [...]string{"", "established", "syn-sent", "syn-recv", "fin-wait1", "fin-wait2", "time-wait", "close", "close-wait", "last-ack", "listen", "closing", "new-syn-recv"}
 
 // Sockets lists the sockets that the datapath touched, of all pods, with where their bytes go and why. It reads a BPF
-// iterator over the socket storage. Returns an error that wraps errors.ErrUnsupported where the kernel has none.
+// iterator over the socket storage; where the kernel refuses that, one over the descriptors of all processes in the
+// agent's PID namespace. Returns an error that wraps errors.ErrUnsupported where the kernel has none.
 func (d *Datapath) Sockets() ([]Socket, error) {
 	rows, err := d.socketRows()
 	if err != nil {
@@ -107,11 +108,14 @@ func (d *Datapath) Sockets() ([]Socket, error) {
 }
 
 func (d *Datapath) socketRows() ([]socketRow, error) {
-	prog := d.objs.progs[progSockets]
-	if prog == nil {
-		return nil, fmt.Errorf("the iterator program does not load on this kernel: %w", errors.ErrUnsupported)
+	options := link.IterOptions{Program: d.objs.progs[progSockets], Map: d.objs.sock()}
+	if options.Program == nil {
+		options = link.IterOptions{Program: d.objs.progs[progSockFiles]}
 	}
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: d.objs.sock()})
+	if options.Program == nil {
+		return nil, fmt.Errorf("no iterator program loads on this kernel: %w", errors.ErrUnsupported)
+	}
+	it, err := link.AttachIter(options)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +130,7 @@ func (d *Datapath) socketRows() ([]socketRow, error) {
 		return nil, err
 	}
 	var out []socketRow
+	listed := map[uint64]bool{} // by cookie: processes may share a socket
 	size := binary.Size(socketRow{})
 	for ; len(raw) >= size; raw = raw[size:] {
 		var row socketRow
@@ -135,6 +140,10 @@ func (d *Datapath) socketRows() ([]socketRow, error) {
 		if Role(row.State.Role) == RoleNone {
 			continue // connected again, to something that isn't ours
 		}
+		if listed[row.Cookie] {
+			continue
+		}
+		listed[row.Cookie] = true
 		out = append(out, row)
 	}
 	return out, nil

@@ -13,6 +13,20 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockmeshSmAffinity struct {
+	_       structs.HostLayout
+	Used    uint64
+	Backend uint32
+	Pad     uint32
+}
+
+type sockmeshSmAffinityKey struct {
+	_      structs.HostLayout
+	Pool   uint32
+	Pad    uint32
+	Client [16]uint8
+}
+
 type sockmeshSmApp struct {
 	_      structs.HostLayout
 	Netns  uint64
@@ -46,6 +60,10 @@ type sockmeshSmConfig struct {
 	BacklogLimit uint32
 	Pad2         uint32
 	Owner        uint64
+	HostNetns    uint64
+	NatPortMin   uint16
+	NatPortMax   uint16
+	Pad3         uint32
 }
 
 type sockmeshSmCounters struct {
@@ -96,6 +114,12 @@ type sockmeshSmLocal struct {
 type sockmeshSmLocalKey struct {
 	_    structs.HostLayout
 	Addr [16]uint8
+}
+
+type sockmeshSmMemberKey struct {
+	_       structs.HostLayout
+	Pool    uint32
+	Backend uint32
 }
 
 type sockmeshSmNetns struct {
@@ -174,7 +198,16 @@ type sockmeshSmSocketRow struct {
 	TcpState   uint8
 	Pad        uint8
 	Unread     uint32
+	Pid        uint32
+	Fd         uint32
 	Pad2       uint32
+}
+
+type sockmeshSmSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Pool      uint32
+	Addr      [16]uint8
 }
 
 type sockmeshSmSpliceEvent struct {
@@ -233,18 +266,22 @@ type sockmeshSmTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockmeshMapSmAffinity        = "sm_affinity"
 	sockmeshMapSmBackends        = "sm_backends"
 	sockmeshMapSmClaims          = "sm_claims"
 	sockmeshMapSmConfig          = "sm_config"
 	sockmeshMapSmCounters        = "sm_counters"
 	sockmeshMapSmFrontends       = "sm_frontends"
 	sockmeshMapSmLocal           = "sm_local"
+	sockmeshMapSmMembers         = "sm_members"
 	sockmeshMapSmNetns           = "sm_netns"
 	sockmeshMapSmNosplice        = "sm_nosplice"
 	sockmeshMapSmOrigin          = "sm_origin"
+	sockmeshMapSmOutside         = "sm_outside"
 	sockmeshMapSmPairs           = "sm_pairs"
 	sockmeshMapSmSlots           = "sm_slots"
 	sockmeshMapSmSock            = "sm_sock"
+	sockmeshMapSmSources         = "sm_sources"
 	sockmeshMapSmSpliced         = "sm_spliced"
 	sockmeshMapSmSplicing        = "sm_splicing"
 	sockmeshMapSpliceEvents      = "splice_events"
@@ -254,6 +291,7 @@ const (
 	sockmeshProgSmGetpeer6       = "sm_getpeer6"
 	sockmeshProgSmGetsockopt     = "sm_getsockopt"
 	sockmeshProgSmMsg            = "sm_msg"
+	sockmeshProgSmSockFiles      = "sm_sock_files"
 	sockmeshProgSmSockets        = "sm_sockets"
 	sockmeshProgSmSockops        = "sm_sockops"
 	sockmeshProgSmSpliceEntry    = "sm_splice_entry"
@@ -311,6 +349,7 @@ type sockmeshProgramSpecs struct {
 	SmGetpeer6    *ebpf.ProgramSpec `ebpf:"sm_getpeer6"`
 	SmGetsockopt  *ebpf.ProgramSpec `ebpf:"sm_getsockopt"`
 	SmMsg         *ebpf.ProgramSpec `ebpf:"sm_msg"`
+	SmSockFiles   *ebpf.ProgramSpec `ebpf:"sm_sock_files"`
 	SmSockets     *ebpf.ProgramSpec `ebpf:"sm_sockets"`
 	SmSockops     *ebpf.ProgramSpec `ebpf:"sm_sockops"`
 	SmSpliceEntry *ebpf.ProgramSpec `ebpf:"sm_splice_entry"`
@@ -321,18 +360,22 @@ type sockmeshProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshMapSpecs struct {
+	SmAffinity   *ebpf.MapSpec `ebpf:"sm_affinity"`
 	SmBackends   *ebpf.MapSpec `ebpf:"sm_backends"`
 	SmClaims     *ebpf.MapSpec `ebpf:"sm_claims"`
 	SmConfig     *ebpf.MapSpec `ebpf:"sm_config"`
 	SmCounters   *ebpf.MapSpec `ebpf:"sm_counters"`
 	SmFrontends  *ebpf.MapSpec `ebpf:"sm_frontends"`
 	SmLocal      *ebpf.MapSpec `ebpf:"sm_local"`
+	SmMembers    *ebpf.MapSpec `ebpf:"sm_members"`
 	SmNetns      *ebpf.MapSpec `ebpf:"sm_netns"`
 	SmNosplice   *ebpf.MapSpec `ebpf:"sm_nosplice"`
 	SmOrigin     *ebpf.MapSpec `ebpf:"sm_origin"`
+	SmOutside    *ebpf.MapSpec `ebpf:"sm_outside"`
 	SmPairs      *ebpf.MapSpec `ebpf:"sm_pairs"`
 	SmSlots      *ebpf.MapSpec `ebpf:"sm_slots"`
 	SmSock       *ebpf.MapSpec `ebpf:"sm_sock"`
+	SmSources    *ebpf.MapSpec `ebpf:"sm_sources"`
 	SmSpliced    *ebpf.MapSpec `ebpf:"sm_spliced"`
 	SmSplicing   *ebpf.MapSpec `ebpf:"sm_splicing"`
 	SpliceEvents *ebpf.MapSpec `ebpf:"splice_events"`
@@ -367,18 +410,22 @@ func (o *sockmeshObjects) Close() error {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshMaps struct {
+	SmAffinity   *ebpf.Map `ebpf:"sm_affinity"`
 	SmBackends   *ebpf.Map `ebpf:"sm_backends"`
 	SmClaims     *ebpf.Map `ebpf:"sm_claims"`
 	SmConfig     *ebpf.Map `ebpf:"sm_config"`
 	SmCounters   *ebpf.Map `ebpf:"sm_counters"`
 	SmFrontends  *ebpf.Map `ebpf:"sm_frontends"`
 	SmLocal      *ebpf.Map `ebpf:"sm_local"`
+	SmMembers    *ebpf.Map `ebpf:"sm_members"`
 	SmNetns      *ebpf.Map `ebpf:"sm_netns"`
 	SmNosplice   *ebpf.Map `ebpf:"sm_nosplice"`
 	SmOrigin     *ebpf.Map `ebpf:"sm_origin"`
+	SmOutside    *ebpf.Map `ebpf:"sm_outside"`
 	SmPairs      *ebpf.Map `ebpf:"sm_pairs"`
 	SmSlots      *ebpf.Map `ebpf:"sm_slots"`
 	SmSock       *ebpf.Map `ebpf:"sm_sock"`
+	SmSources    *ebpf.Map `ebpf:"sm_sources"`
 	SmSpliced    *ebpf.Map `ebpf:"sm_spliced"`
 	SmSplicing   *ebpf.Map `ebpf:"sm_splicing"`
 	SpliceEvents *ebpf.Map `ebpf:"splice_events"`
@@ -386,18 +433,22 @@ type sockmeshMaps struct {
 
 func (m *sockmeshMaps) Close() error {
 	return _SockmeshClose(
+		m.SmAffinity,
 		m.SmBackends,
 		m.SmClaims,
 		m.SmConfig,
 		m.SmCounters,
 		m.SmFrontends,
 		m.SmLocal,
+		m.SmMembers,
 		m.SmNetns,
 		m.SmNosplice,
 		m.SmOrigin,
+		m.SmOutside,
 		m.SmPairs,
 		m.SmSlots,
 		m.SmSock,
+		m.SmSources,
 		m.SmSpliced,
 		m.SmSplicing,
 		m.SpliceEvents,
@@ -423,6 +474,7 @@ type sockmeshPrograms struct {
 	SmGetpeer6    *ebpf.Program `ebpf:"sm_getpeer6"`
 	SmGetsockopt  *ebpf.Program `ebpf:"sm_getsockopt"`
 	SmMsg         *ebpf.Program `ebpf:"sm_msg"`
+	SmSockFiles   *ebpf.Program `ebpf:"sm_sock_files"`
 	SmSockets     *ebpf.Program `ebpf:"sm_sockets"`
 	SmSockops     *ebpf.Program `ebpf:"sm_sockops"`
 	SmSpliceEntry *ebpf.Program `ebpf:"sm_splice_entry"`
@@ -437,6 +489,7 @@ func (p *sockmeshPrograms) Close() error {
 		p.SmGetpeer6,
 		p.SmGetsockopt,
 		p.SmMsg,
+		p.SmSockFiles,
 		p.SmSockets,
 		p.SmSockops,
 		p.SmSpliceEntry,

@@ -197,8 +197,10 @@ func (d *Datapath) programs() []ProgramStatus {
 			out = append(out, ProgramStatus{Name: name, Attach: attach, ID: progID(p)})
 		}
 	}
-	if p := d.objs.progs[progSockets]; p != nil {
-		out = append(out, ProgramStatus{Name: progSockets, Attach: "iter/bpf_sk_storage_map, on demand", ID: progID(p)})
+	for name, attach := range map[string]string{progSockets: "iter/bpf_sk_storage_map, on demand", progSockFiles: "iter/task_file, on demand"} {
+		if p := d.objs.progs[name]; p != nil {
+			out = append(out, ProgramStatus{Name: name, Attach: attach, ID: progID(p)})
+		}
 	}
 	return out
 }

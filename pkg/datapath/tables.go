@@ -8,6 +8,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
 // errMapFull: the entry may fit once others are gone.
@@ -29,11 +31,15 @@ type tables struct {
 	o *objects
 
 	frontends map[frontendKey]targetValue
+	outside   map[frontendKey]targetValue
 	claims    map[claimKey]targetValue
 	pools     map[uint32]pool
 	backends  map[uint32]backendValue
 	backendID map[backendValue]uint32
 	refs      map[uint32]int // slots that name the backend
+	members   poolSets[uint32]
+	sources   poolSets[sourceKey]
+	loopbacks int // frontends that are loopback addresses
 	netns     map[uint64]netnsValue
 	local     map[localKey]localValue
 
@@ -48,9 +54,19 @@ type pool struct {
 	slots      []slotValue
 }
 
+// backends that the pool's slots name.
+func (p pool) backends() []uint32 {
+	ids := make([]uint32, 0, len(p.slots))
+	for _, s := range p.slots {
+		ids = append(ids, s.Backend, s.Other)
+	}
+	return ids
+}
+
 func newTables(o *objects) (*tables, error) {
 	t := &tables{
-		o: o, frontends: map[frontendKey]targetValue{}, claims: map[claimKey]targetValue{}, pools: map[uint32]pool{},
+		o: o, frontends: map[frontendKey]targetValue{}, outside: map[frontendKey]targetValue{},
+		members: poolSets[uint32]{}, sources: poolSets[sourceKey]{}, claims: map[claimKey]targetValue{}, pools: map[uint32]pool{},
 		backends: map[uint32]backendValue{}, backendID: map[backendValue]uint32{}, refs: map[uint32]int{},
 		netns: map[uint64]netnsValue{}, local: map[localKey]localValue{}, nextPool: 1, nextBackend: 1,
 	}
@@ -76,12 +92,16 @@ func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 func (t *tables) restore() error {
 	slots := map[slotKey]slotValue{}
 	if err := errors.Join(
-		readMap(t.o.frontends(), t.frontends), readMap(t.o.claims(), t.claims), readMap(t.o.slots(), slots),
+		readMap(t.o.frontends(), t.frontends), readMap(t.o.outside(), t.outside), readMap(t.o.claims(), t.claims), readMap(t.o.slots(), slots),
 		readMap(t.o.backends(), t.backends), readMap(t.o.netns(), t.netns), readMap(t.o.local(), t.local),
 	); err != nil {
 		return err
 	}
-	for _, target := range t.frontends {
+	for key, target := range t.frontends {
+		t.restorePool(target, slots)
+		t.loopbacks += loopback(key)
+	}
+	for _, target := range t.outside {
 		t.restorePool(target, slots)
 	}
 	for _, target := range t.claims {
@@ -106,7 +126,7 @@ func (t *tables) restore() error {
 			}
 		}
 	}
-	return nil
+	return errors.Join(t.restoreMembers(), t.restoreSources())
 }
 
 func (t *tables) restorePool(target targetValue, slots map[slotKey]slotValue) {
@@ -154,7 +174,29 @@ func (t *tables) delete(m *ebpf.Map, key any) error {
 
 // setFrontend and setClaim put a target in force; nothing is written where it is so already.
 func (t *tables) setFrontend(key frontendKey, want []weighted, affinity uint32) error {
-	return setTarget(t, t.o.frontends(), t.frontends, key, targetValue{Mode: modeService, AffinitySeconds: affinity}, want)
+	_, known := t.frontends[key]
+	next := targetValue{Mode: modeService, AffinitySeconds: affinity, Flags: stickiness(key, affinity)}
+	err := setTarget(t, t.o.frontends(), t.frontends, key, next, want)
+	if _, is := t.frontends[key]; is && !known {
+		t.loopbacks += loopback(key)
+	}
+	return err
+}
+
+// stickiness: a UDP socket stays with its backend while that is good, a client with affinity as well.
+func stickiness(key frontendKey, affinity uint32) uint16 {
+	if affinity > 0 || service.Protocol(key.Proto) == service.UDP {
+		return targetMembers
+	}
+	return 0
+}
+
+// loopback counts 1 for a loopback address.
+func loopback(key frontendKey) int {
+	if netip.AddrFrom16(key.Addr).Unmap().IsLoopback() {
+		return 1
+	}
+	return 0
 }
 
 func (t *tables) setClaim(key claimKey, mode uint16, want []weighted) error {
@@ -162,7 +204,7 @@ func (t *tables) setClaim(key claimKey, mode uint16, want []weighted) error {
 }
 
 func setTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, key K, next targetValue, want []weighted) error {
-	now, exists := mirror[key]
+	now := mirror[key]
 	if next.Mode == modeProxy {
 		want = nil
 	}
@@ -183,8 +225,24 @@ func setTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, k
 			next.Pool = t.nextPool
 		}
 	}
+	var members []uint32
+	if next.Flags&targetMembers != 0 {
+		members = ids
+	}
+	if err := t.addMembers(next.Pool, members); err != nil {
+		return errors.Join(err, t.trimMembers(next.Pool, old.backends()), t.dropBackends(made))
+	}
+	if err := switchTarget(t, m, mirror, key, now, next, old, slots, ids, made); err != nil {
+		return errors.Join(err, t.trimMembers(next.Pool, old.backends()))
+	}
+	return t.trimMembers(next.Pool, members)
+}
+
+// switchTarget moves new connections from a target's slots to the next ones. made are backends that only these have.
+func switchTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, key K, now, next targetValue, old pool, slots []slotValue, ids, made []uint32) error {
+	_, exists := mirror[key]
 	samePool := exists && next.Pool == now.Pool
-	if samePool && next.Pool != 0 && sum == 1 && now.Weight == 1 {
+	if samePool && next.Pool != 0 && next.Weight == 1 && now.Weight == 1 {
 		if p, ok := planPatch(old.slots, ids); ok {
 			next.Slots = uint32(p.size)
 			return errors.Join(patchTarget(t, m, mirror, key, now, next, p), t.dropBackends(made))
@@ -279,11 +337,7 @@ func (t *tables) dropSlots(poolID uint32, p pool, gone bool) error {
 	}
 	err := t.deleteSlots(poolID, p.generation, len(p.slots))
 	t.ref(p.slots, -1)
-	var unused []uint32
-	for _, s := range p.slots {
-		unused = append(unused, s.Backend, s.Other)
-	}
-	return errors.Join(err, t.dropBackends(unused))
+	return errors.Join(err, t.dropBackends(p.backends()))
 }
 
 // dropBackends removes those of ids that no slot names.
@@ -308,7 +362,16 @@ func (t *tables) dropBackend(id uint32) error {
 }
 
 func (t *tables) deleteFrontend(key frontendKey) error {
-	return deleteTarget(t, t.o.frontends(), t.frontends, key)
+	_, known := t.frontends[key]
+	err := deleteTarget(t, t.o.frontends(), t.frontends, key)
+	if _, is := t.frontends[key]; known && !is {
+		t.loopbacks -= loopback(key)
+	}
+	return err
+}
+
+func (t *tables) deleteOutside(key frontendKey) error {
+	return deleteTarget(t, t.o.outside(), t.outside, key)
 }
 
 func (t *tables) deleteClaim(key claimKey) error {
@@ -324,7 +387,7 @@ func deleteTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue
 		return err
 	}
 	delete(mirror, key)
-	return t.dropSlots(now.Pool, t.pools[now.Pool], true)
+	return errors.Join(t.trimMembers(now.Pool, nil), t.trimSources(now.Pool, nil), t.dropSlots(now.Pool, t.pools[now.Pool], true))
 }
 
 // setPlain keeps one entry of a map without indirection equal to want; nil deletes it.
@@ -368,7 +431,8 @@ func (t *tables) entries() map[string]int {
 		slots += len(p.slots)
 	}
 	return map[string]int{
-		sockmeshMapSmFrontends: len(t.frontends), sockmeshMapSmClaims: len(t.claims), sockmeshMapSmSlots: slots,
+		sockmeshMapSmFrontends: len(t.frontends), sockmeshMapSmOutside: len(t.outside), sockmeshMapSmMembers: t.members.len(),
+		sockmeshMapSmSources: t.sources.len(), sockmeshMapSmClaims: len(t.claims), sockmeshMapSmSlots: slots,
 		sockmeshMapSmBackends: len(t.backends), sockmeshMapSmNetns: len(t.netns), sockmeshMapSmLocal: len(t.local),
 	}
 }
