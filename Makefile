@@ -3,7 +3,7 @@
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 30s
 ROUNDS   ?= 5
-SCENARIO ?= http1-small
+SCENARIO ?= all
 IMAGE    ?= ghcr.io/sockmesh/sockmesh:latest
 LINTER   ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 

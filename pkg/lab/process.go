@@ -70,6 +70,9 @@ func (p *Place) start(name string, cmd *exec.Cmd) (*Process, error) {
 	return proc, nil
 }
 
+// Name is what it was started as.
+func (p *Process) Name() string { return p.name }
+
 // PID of the process.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 

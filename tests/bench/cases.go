@@ -13,50 +13,6 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/lab"
 )
 
-// scenario is one kind of load.
-type scenario struct {
-	name, what string
-	// HTTP: path and headers of the request; the server has a body of each size.
-	path    string
-	headers []string
-	// TCP: the client writes size bytes at a time, and reads them back unless it is bulk.
-	tcp, bulk bool
-	size      int
-}
-
-var scenarios = []scenario{
-	{name: "http1-small", what: "HTTP/1.1 keep-alive, 128 bytes", path: "/small"},
-	{name: "http1-16k", what: "HTTP/1.1 keep-alive, 16 KiB", path: "/16k"},
-	{name: "http1-1m", what: "HTTP/1.1 keep-alive, 1 MiB", path: "/1m"},
-	{name: "http1-close", what: "HTTP/1.1, a connection per request, 128 bytes", path: "/small", headers: []string{"Connection: close"}},
-	{name: "tcp-rr", what: "TCP, 64 bytes there and back", tcp: true, size: 64},
-	{name: "tcp-bulk-1024", what: "TCP, one way, writes of 1 KiB", tcp: true, bulk: true, size: 1 << 10},
-	{name: "tcp-bulk-16384", what: "TCP, one way, writes of 16 KiB", tcp: true, bulk: true, size: 16 << 10},
-}
-
-func scenarioNames() []string {
-	var names []string
-	for _, s := range scenarios {
-		names = append(names, s.name)
-	}
-	return names
-}
-
-func chooseScenarios(list string) ([]scenario, error) {
-	if list == "all" {
-		return scenarios, nil
-	}
-	var chosen []scenario
-	for name := range strings.SplitSeq(list, ",") {
-		i := slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == name })
-		if i < 0 {
-			return nil, fmt.Errorf("no scenario %q; there are %s", name, strings.Join(scenarioNames(), ", "))
-		}
-		chosen = append(chosen, scenarios[i])
-	}
-	return chosen, nil
-}
-
 // target is the Service address that the client calls. Only interception, of one kind or the other, makes it work.
 var target = netip.MustParseAddrPort("10.96.0.10:80")
 
@@ -117,22 +73,40 @@ func (w *world) backend(s scenario) netip.AddrPort {
 	return netip.AddrPortFrom(w.server.Addr4(), port)
 }
 
-// testCase is one proxy in one place.
+// testCase is one proxy in one place. Cases of one scenario that share both differ by variant ("2 loops"), and by what they
+// change in the scenario.
 type testCase struct {
-	proxy, path string
-	setUp       setUp
+	proxy, path, variant string
+	setUp                setUp
+	change               func(*scenario)
+}
+
+func (c testCase) String() string {
+	name := c.proxy + " by " + c.path
+	if c.variant != "" {
+		name += ", " + c.variant
+	}
+	return name
+}
+
+// as is the case as a variant.
+func (c testCase) as(variant string, change func(*scenario)) testCase {
+	c.variant, c.change = variant, change
+	return c
 }
 
 // setUp starts a case.
 type setUp func(context.Context, scenario) (setup, error)
 
 // setup is a case that runs: what the client calls, the process that is the proxy (nil: none), what the kernel did with
-// the connections meanwhile (nil: no hooks of ours), how to undo it all.
+// the connections meanwhile (nil: no hooks of ours), how many objects the proxy has allocated (nil: it does not say), how
+// to undo it all.
 type setup struct {
-	target netip.AddrPort
-	proxy  *lab.Process
-	kernel func(context.Context) (kernelCounts, error)
-	undo   func() error
+	target  netip.AddrPort
+	proxy   *lab.Process
+	kernel  func(context.Context) (kernelCounts, error)
+	mallocs func(context.Context) (float64, error)
+	undo    func() error
 }
 
 // kernelCounts prove that a case measured what its name says.
@@ -160,24 +134,40 @@ func (k kernelCounts) prove(path string) error {
 	return nil
 }
 
-// cases in the order in which they are measured: the alternation is the round.
-func (w *world) cases() []testCase {
+// allCases is every proxy on every path, in the order in which they are measured: the alternation is the round.
+func (w *world) allCases() []testCase {
 	all := []testCase{
-		{"none", "none", w.direct},
-		{"none", "connect", w.throughKernel(false)},
-		{"none", "sockmap", w.throughKernel(true)},
-		{"sockmesh", "sockmap", w.sockmesh("auto")},
-		{"sockmesh", "connect", w.sockmesh("off")},
-		{"sockmesh", "iptables", w.behindIptables(w.startBareSockmesh)},
+		{proxy: "none", path: "none", setUp: w.direct},
+		{proxy: "none", path: "connect", setUp: w.throughKernel(false)},
+		{proxy: "none", path: "sockmap", setUp: w.throughKernel(true)},
+		{proxy: "sockmesh", path: "sockmap", setUp: w.sockmesh("auto")},
+		{proxy: "sockmesh", path: "connect", setUp: w.sockmesh("off")},
+		{proxy: "sockmesh", path: "iptables", setUp: w.behindIptables(w.startBareSockmesh)},
 	}
 	for _, peer := range w.peers() {
 		all = append(all,
-			testCase{peer.name, "iptables", w.behindIptables(peer.start)},
-			testCase{peer.name, "connect", w.behindHooks(peer.start, false)},
-			testCase{peer.name, "sockmap", w.behindHooks(peer.start, true)},
+			testCase{proxy: peer.name, path: "iptables", setUp: w.behindIptables(peer.start)},
+			testCase{proxy: peer.name, path: "connect", setUp: w.behindHooks(peer.start, false)},
+			testCase{proxy: peer.name, path: "sockmap", setUp: w.behindHooks(peer.start, true)},
 		)
 	}
+	return all
+}
+
+// cases are those of the scenario that the command line wants.
+func (w *world) cases(s scenario) []testCase {
+	all := w.allCases()
+	if s.cases != nil {
+		all = s.cases(all)
+	}
 	return slices.DeleteFunc(all, func(c testCase) bool { return !wanted(w.o.proxy, c.proxy) || !wanted(w.o.path, c.path) })
+}
+
+// only keeps the cases that are named as PROXY/PATH.
+func only(names ...string) func([]testCase) []testCase {
+	return func(all []testCase) []testCase {
+		return slices.DeleteFunc(all, func(c testCase) bool { return !slices.Contains(names, c.proxy+"/"+c.path) })
+	}
 }
 
 func wanted(list, name string) bool {

@@ -5,8 +5,8 @@
 // and taken down once per round, and the rounds alternate. Printed are medians with minimum and maximum over the
 // rounds. A run with errors is no result. A benchmark prints; it never fails a test run.
 //
-// cases.go says what is compared, proxies.go how each proxy is tuned, paths.go how connections come to it, measure.go
-// and tcp.go what is measured, report.go how it is shown.
+// scenarios.go says under what load, cases.go what is compared, proxies.go how each proxy is tuned, paths.go how connections
+// come to it, measure.go, syscalls.go and tcp.go what is measured, report.go how it is shown.
 package main
 
 import (
@@ -44,9 +44,9 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each combination is measured")
 	flag.IntVar(&o.connections, "connections", 64, "client connections")
-	flag.DurationVar(&o.duration, "duration", 5*time.Second, "length of one measurement")
-	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each measurement")
-	flag.StringVar(&o.scenario, "scenario", "http1-small", "comma-separated: "+strings.Join(scenarioNames(), ", ")+"; or all")
+	flag.DurationVar(&o.duration, "duration", 2*time.Second, "length of one measurement")
+	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each measurement, under which system calls are counted")
+	flag.StringVar(&o.scenario, "scenario", "all", "comma-separated: "+strings.Join(scenarioNames(), ", ")+"; or all")
 	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh, envoy, haproxy, nginx, floor")
 	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: none, iptables, connect, sockmap")
 	flag.StringVar(&o.out, "out", "build/bench.json", "where the results go as JSON")
@@ -72,6 +72,9 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := raiseFileLimit(); err != nil {
+		return err
+	}
 	w, err := newWorld(ctx, o)
 	if w != nil {
 		defer func() { err = errors.Join(err, w.lab.Close()) }()
@@ -82,13 +85,17 @@ func run(ctx context.Context, o options) (err error) {
 
 	report := newReport(o)
 	for _, s := range scenarios {
-		cases := w.cases()
-		for round := range o.rounds {
+		cases := w.cases(s)
+		rounds := o.rounds
+		if s.maxRounds > 0 {
+			rounds = min(rounds, s.maxRounds)
+		}
+		for round := range rounds {
 			for _, c := range cases {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				progress("%s, round %d of %d: %s by %s", s.name, round+1, o.rounds, c.proxy, c.path)
+				progress("%s, round %d of %d: %s", s.name, round+1, rounds, c)
 				sample, err := w.measure(ctx, s, c)
 				report.add(s, c, sample, err)
 			}
@@ -98,6 +105,22 @@ func run(ctx context.Context, o options) (err error) {
 	report.print(os.Stdout)
 	return report.write(o.out)
 }
+
+// raiseFileLimit lets every process have the descriptors that ten thousand proxied connections need, if the machine allows.
+func raiseFileLimit() error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return err
+	}
+	more := unix.Rlimit{Cur: max(l.Max, fileLimit), Max: max(l.Max, fileLimit)}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &more) == nil {
+		return nil
+	}
+	l.Cur = l.Max
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+}
+
+const fileLimit = 65536
 
 // progress overwrites one line of a terminal; a log has no use for it.
 func progress(format string, args ...any) {

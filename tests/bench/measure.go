@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// sample is one measurement.
+// sample is one measurement. What a scenario does not measure stays zero and is not printed.
 type sample struct {
 	rps              float64
 	p50, p99, p999   float64 // microseconds
@@ -20,6 +20,16 @@ type sample struct {
 	rss              int64
 	redirected       float64 // share of the bytes that went from socket to socket, 0 to 1
 	requests, errors int64
+	calls            map[string]float64 // system calls of the proxy per request, by name
+	allocations      float64            // objects allocated per request, of proxies that tell
+}
+
+func (s sample) callsPerRequest() float64 {
+	var sum float64
+	for _, n := range s.calls {
+		sum += n
+	}
+	return sum
 }
 
 // script makes wrk print what it knows as one line of JSON.
@@ -30,8 +40,11 @@ const script = `done = function(s, latency, requests)
 end
 `
 
-// measure sets one case up, warms it up, measures it and takes it down.
+// measure sets one case up, lets the scenario measure it, proves that it measured what its name says, and takes it down.
 func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sample, err error) {
+	if c.change != nil {
+		c.change(&s)
+	}
 	set, err := c.setUp(ctx, s)
 	if set.undo != nil {
 		defer func() { err = errors.Join(err, set.undo()) }()
@@ -43,22 +56,12 @@ func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sam
 	if err := w.try(ctx, s, set); err != nil {
 		return sample{}, err
 	}
-	if _, err := w.load(ctx, s, set, w.o.warmUp); err != nil {
-		return sample{}, err
+	take := s.measure
+	if take == nil {
+		take = (*world).closedLoop
 	}
-	before, err := cpuTime(set)
-	if err != nil {
+	if result, err = take(w, ctx, s, set); err != nil {
 		return sample{}, err
-	}
-	if result, err = w.load(ctx, s, set, w.o.duration); err != nil {
-		return sample{}, err
-	}
-	after, err := cpuTime(set)
-	if err != nil {
-		return sample{}, err
-	}
-	if result.requests > 0 {
-		result.cpuPerRequest = float64((after - before).Microseconds()) / float64(result.requests)
 	}
 	if set.kernel != nil {
 		counts, err := set.kernel(ctx)
@@ -70,8 +73,95 @@ func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sam
 		}
 		result.redirected = counts.share()
 	}
-	result.rss, err = rss(set)
+	if result.rss == 0 {
+		result.rss, err = rss(set)
+	}
 	return result, err
+}
+
+// closedLoop measures with as much load as the client's connections make. System calls are counted under the load before
+// it: counting them makes them slower.
+func (w *world) closedLoop(ctx context.Context, s scenario, set setup) (sample, error) {
+	calls, err := w.warmUp(ctx, s, set)
+	if err != nil {
+		return sample{}, err
+	}
+	return w.underway(ctx, s, set, calls, func() (sample, error) { return w.load(ctx, s, set, w.duration(s)) })
+}
+
+func (w *world) duration(s scenario) time.Duration {
+	if s.duration > 0 {
+		return s.duration
+	}
+	return w.o.duration
+}
+
+// warmUp is load that is not measured; it returns what was counted meanwhile.
+func (w *world) warmUp(ctx context.Context, s scenario, set setup) (sample, error) {
+	counter, err := countSyscalls(set)
+	if err != nil {
+		return sample{}, err
+	}
+	warm, err := w.load(ctx, s, set, w.o.warmUp)
+	warm.calls, err = counter.perRequest(warm.requests, err)
+	return warm, err
+}
+
+// underway runs a load and adds what the proxy spent on each request.
+func (w *world) underway(ctx context.Context, s scenario, set setup, warm sample, load func() (sample, error)) (sample, error) {
+	allocations, err := countAllocations(ctx, set)
+	if err != nil {
+		return sample{}, err
+	}
+	before, err := cpuTime(set)
+	if err != nil {
+		return sample{}, err
+	}
+	result, err := load()
+	if err != nil {
+		return sample{}, err
+	}
+	after, err := cpuTime(set)
+	if err != nil {
+		return sample{}, err
+	}
+	if result.requests == 0 {
+		return sample{}, errors.New("not one request was answered")
+	}
+	result.cpuPerRequest = float64((after - before).Microseconds()) / float64(result.requests)
+	result.calls = warm.calls
+	result.allocations, err = allocations(result.requests)
+	return result, err
+}
+
+// countAllocations returns what says how many objects the proxy has allocated since, per request. Asking it allocates, too:
+// what that costs is seen first and taken off.
+func countAllocations(ctx context.Context, set setup) (func(requests int64) (float64, error), error) {
+	if set.mallocs == nil {
+		return func(int64) (float64, error) { return 0, nil }, nil
+	}
+	var seen [3]float64
+	var err error
+	for i := range seen {
+		if seen[i], err = set.mallocs(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return func(requests int64) (float64, error) {
+		now, err := set.mallocs(ctx)
+		return max(0, now-seen[2]-(seen[2]-seen[1])) / float64(requests), err
+	}, nil
+}
+
+// goMallocs reads how many objects a Go program has allocated from its metrics.
+func goMallocs(metrics string) (float64, error) {
+	const name = "go_memstats_mallocs_total "
+	for line := range strings.Lines(metrics) {
+		if value, ok := strings.CutPrefix(line, name); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, fmt.Errorf("the metrics have no %s", name)
 }
 
 func (w *world) try(ctx context.Context, s scenario, set setup) error {

@@ -28,7 +28,17 @@ func (w *world) behindIptables(start starter) setUp {
 		}
 		_, err = w.client.Run(ctx, "iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", target.Addr().String(),
 			"--dport", fmt.Sprint(target.Port()), "-j", "REDIRECT", "--to-ports", fmt.Sprint(outbound.Port()))
-		return setup{target: target, proxy: proc, undo: undo}, err
+		set := setup{target: target, proxy: proc, undo: undo}
+		if proc.Name() == "sockmesh-agent" {
+			set.mallocs = func(ctx context.Context) (float64, error) {
+				text, err := w.client.Run(ctx, "curl", "-sSf", "http://"+bareMetrics+"/metrics")
+				if err != nil {
+					return 0, err
+				}
+				return goMallocs(text)
+			}
+		}
+		return set, err
 	}
 }
 
@@ -116,7 +126,7 @@ func (w *world) sockmesh(acceleration string) setUp {
 		if err != nil {
 			return setup{}, err
 		}
-		agent, err := w.lab.StartAgent(ctx, "--acceleration", acceleration, "--concurrency", "1", "--drain-time", "1s")
+		agent, err := w.lab.StartAgent(ctx, "--acceleration", acceleration, "--concurrency", s.workers(), "--drain-time", "1s")
 		if err != nil {
 			return setup{}, errors.Join(err, stop(control))
 		}
@@ -136,7 +146,14 @@ func (w *world) sockmesh(acceleration string) setUp {
 			s, err := w.lab.Status(ctx)
 			return kernelCounts{s.Connections.Proxied, s.Acceleration.RedirectedBytes, s.Acceleration.PassedBytes}, err
 		}
-		return setup{target, agent, kernel, undo}, err
+		mallocs := func(ctx context.Context) (float64, error) {
+			text, err := w.lab.Metrics(ctx, "/metrics")
+			if err != nil {
+				return 0, err
+			}
+			return goMallocs(text)
+		}
+		return setup{target, agent, kernel, mallocs, undo}, err
 	}
 }
 

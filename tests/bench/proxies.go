@@ -86,7 +86,7 @@ stats_config: {stats_matcher: {reject_all: true}}
 	if err != nil {
 		return nil, err
 	}
-	return w.startProxy(ctx, "envoy", w.envoyBinary(), "-c", file, "--concurrency", "1", "--base-id", fmt.Sprint(os.Getpid()%30000), "-l", "error")
+	return w.startProxy(ctx, "envoy", w.envoyBinary(), "-c", file, "--concurrency", s.workers(), "--base-id", fmt.Sprint(os.Getpid()%30000), "-l", "error")
 }
 
 func (w *world) startHAProxy(ctx context.Context, s scenario) (*lab.Process, error) {
@@ -96,8 +96,9 @@ func (w *world) startHAProxy(ctx context.Context, s scenario) (*lab.Process, err
 	}
 	file, err := w.config(s, "haproxy.cfg", `
 global
-  nbthread 1
-  maxconn 8000
+  nbthread `+s.workers()+`
+  no strict-limits
+  maxconn 16000
 defaults
   mode `+mode+`
   timeout connect 5s
@@ -136,13 +137,16 @@ stream { server { listen 127.0.0.1:15001 backlog=4096; proxy_pass ADDR:PORT; pro
 	}
 	file, err := w.config(s, "nginx.conf", strings.ReplaceAll(`
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-daemon off; user root; worker_processes 1; pid DIR/pid; error_log stderr error;
+daemon off; user root; worker_processes `+s.workers()+`; pid DIR/pid; error_log stderr error;
 events { worker_connections 16384; }`+work, "DIR", dir))
 	if err != nil {
 		return nil, err
 	}
 	return w.startProxy(ctx, "nginx", "nginx", "-e", "stderr", "-c", file)
 }
+
+// bareMetrics is where sockmesh without its hooks tells how it is, in the client pod.
+const bareMetrics = "127.0.0.1:15090"
 
 // startBareSockmesh runs the agent as a proxy like the others, with a listener of its own and none of its hooks: what
 // it would be behind iptables. Its cgroup root is an empty one.
@@ -162,7 +166,7 @@ func (w *world) startBareSockmesh(ctx context.Context, s scenario) (*lab.Process
 		}
 	}
 	return w.startProxy(ctx, "sockmesh-agent", filepath.Join(w.o.build, "bin/sockmesh-agent"),
-		"--bootstrap", file, "--concurrency", "1", "--services", "off", "--acceleration", "off", "--metrics", "127.0.0.1:15090",
+		"--bootstrap", file, "--concurrency", s.workers(), "--services", "off", "--acceleration", "off", "--metrics", bareMetrics,
 		"--cgroup-root", empty, "--bpffs", filepath.Join(w.lab.Dir, "bpf", "bare"), "--manifests", filepath.Join(dir, "manifests"),
 		"--netns-dir", filepath.Join(dir, "netns"), "--state-dir", filepath.Join(dir, "state"), "--admin", "unix://"+filepath.Join(w.lab.Dir, "bare.sock"))
 }

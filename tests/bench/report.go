@@ -33,7 +33,7 @@ func newReport(o options) *report { return &report{o: o, began: time.Now()} }
 
 func (r *report) add(s scenario, c testCase, x sample, err error) {
 	i := slices.IndexFunc(r.rows, func(w *row) bool {
-		return w.scenario.name == s.name && w.c.proxy == c.proxy && w.c.path == c.path
+		return w.scenario.name == s.name && w.c.String() == c.String()
 	})
 	if i < 0 {
 		r.rows = append(r.rows, &row{scenario: s, c: c})
@@ -51,17 +51,23 @@ type result struct {
 	Scenario    string  `json:"scenario"`
 	Proxy       string  `json:"proxy"`
 	Path        string  `json:"path"`
+	Variant     string  `json:"variant,omitempty"`
 	Connections int     `json:"connections"`
 	Rounds      int     `json:"rounds"`
 	RPS         spread  `json:"rps"`
 	P50         float64 `json:"p50_us"`
 	P99         float64 `json:"p99_us"`
 	P999        float64 `json:"p999_us"`
-	CPU         spread  `json:"-"`
+	CPU         spread  `json:"cpu_us_per_request_spread"`
 	CPUMedian   float64 `json:"cpu_us_per_request"`
 	RSS         int64   `json:"rss_bytes"`
 	Redirected  float64 `json:"redirected_share"`
 	Errors      int64   `json:"errors"`
+	// Calls are the proxy's system calls per request by name, and CallsMedian their sum.
+	Calls       map[string]float64 `json:"syscalls_by_name,omitempty"`
+	CallsMedian float64            `json:"syscalls_per_request"`
+	// Allocations per request: of proxies that tell, which is ours.
+	Allocations float64 `json:"allocations_per_request"`
 	// Valid is false where requests failed or the case could not be set up; Problem says why.
 	Valid   bool   `json:"valid"`
 	Problem string `json:"problem,omitempty"`
@@ -74,7 +80,7 @@ type spread struct {
 }
 
 func (w *row) result(o options) result {
-	r := result{Scenario: w.scenario.name, Proxy: w.c.proxy, Path: w.c.path, Connections: o.connections, Rounds: len(w.samples)}
+	r := result{Scenario: w.scenario.name, Proxy: w.c.proxy, Path: w.c.path, Variant: w.c.variant, Connections: o.connections, Rounds: len(w.samples)}
 	of := func(f func(sample) float64) spread { return spreadOf(w.samples, f) }
 	r.RPS, r.CPU = of(func(s sample) float64 { return s.rps }), of(func(s sample) float64 { return s.cpuPerRequest })
 	r.CPUMedian = r.CPU.Median
@@ -82,8 +88,16 @@ func (w *row) result(o options) result {
 	r.P999 = of(func(s sample) float64 { return s.p999 }).Median
 	r.RSS = int64(of(func(s sample) float64 { return float64(s.rss) }).Median)
 	r.Redirected = of(func(s sample) float64 { return s.redirected }).Median
+	r.CallsMedian = of(sample.callsPerRequest).Median
+	r.Allocations = of(func(s sample) float64 { return s.allocations }).Median
 	for _, s := range w.samples {
 		r.Errors += s.errors
+		for name, n := range s.calls {
+			if r.Calls == nil {
+				r.Calls = map[string]float64{}
+			}
+			r.Calls[name] += n / float64(len(w.samples))
+		}
 	}
 	r.Valid = len(w.problems) == 0 && r.Errors == 0
 	if len(w.problems) > 0 {
@@ -109,49 +123,115 @@ func spreadOf(samples []sample, f func(sample) float64) spread {
 	return spread{median, values[0], values[len(values)-1]}
 }
 
+// column is one of a table. Its cell may compare with no proxy at all in the same scenario and run (nil: not measured).
+type column struct {
+	title string
+	cell  func(x result, direct *result) string
+}
+
+// loadColumns are those of closed-loop load.
+var loadColumns = []column{
+	{"requests/s", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.RPS.Median) }},
+	{"(min to max)", func(x result, _ *result) string { return fmt.Sprintf("(%.0f to %.0f)", x.RPS.Min, x.RPS.Max) }},
+	{"of direct", func(x result, direct *result) string {
+		if direct == nil || direct.RPS.Median == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f", x.RPS.Median/direct.RPS.Median)
+	}},
+	{"p50 us", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.P50) }},
+	{"p99 us", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.P99) }},
+	{"p99.9 us", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.P999) }},
+	{"proxy CPU us/request", ofProxies(func(x result) string {
+		return fmt.Sprintf("%.1f (%.1f to %.1f)", x.CPU.Median, x.CPU.Min, x.CPU.Max)
+	})},
+	{"syscalls/request", ofProxies(func(x result) string { return fmt.Sprintf("%.2f", x.CallsMedian) })},
+	{"allocations/request", func(x result, _ *result) string {
+		if x.Proxy != "sockmesh" {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f", x.Allocations)
+	}},
+	{"RSS MiB", ofProxies(func(x result) string { return fmt.Sprintf("%.0f", float64(x.RSS)/(1<<20)) })},
+	{"redirected", func(x result, _ *result) string {
+		if x.Path != "sockmap" {
+			return "-"
+		}
+		return fmt.Sprintf("%.0f %%", 100*x.Redirected)
+	}},
+}
+
+// ofProxies is a cell that says nothing where there is no proxy.
+func ofProxies(cell func(result) string) func(result, *result) string {
+	return func(x result, _ *result) string {
+		if x.Proxy == "none" {
+			return "-"
+		}
+		return cell(x)
+	}
+}
+
+// columns of the scenario's table.
+func (s scenario) table() []column {
+	if s.columns == nil {
+		return loadColumns
+	}
+	return s.columns
+}
+
 // print writes a table per scenario; ratios are against no proxy at all in the same run.
 func (r *report) print(out io.Writer) {
 	env := environment()
 	fmt.Fprintf(out, "kernel %s, %d cores, %s; %d connections, %d rounds of %s, alternating; medians (min to max); proxies with one worker\n",
 		env.Kernel, env.Cores, env.CPU, r.o.connections, r.o.rounds, r.o.duration)
-	var last string
-	var direct float64
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	for _, w := range r.rows {
-		x := w.result(r.o)
-		if x.Scenario != last {
-			t.Flush()
-			fmt.Fprintf(out, "\n%s: %s\n", x.Scenario, w.scenario.what)
-			fmt.Fprintln(t, "proxy\tpath\trequests/s\t(min to max)\tof direct\tp50 us\tp99 us\tp99.9 us\tproxy CPU us/request\tRSS MiB\tredirected\t")
-			last, direct = x.Scenario, 0
+	for rows := r.rows; len(rows) > 0; {
+		n := 1
+		for n < len(rows) && rows[n].scenario.name == rows[0].scenario.name {
+			n++
 		}
-		if x.Proxy == "none" && x.Path == "none" {
-			direct = x.RPS.Median
-		}
-		if !x.Valid {
-			fmt.Fprintf(t, "%s\t%s\tno result\t%d errors\t\t\t\t\t\t\t\t\n", x.Proxy, x.Path, x.Errors)
-			continue
-		}
-		ratio := "-"
-		if direct > 0 {
-			ratio = fmt.Sprintf("%.2f", x.RPS.Median/direct)
-		}
-		cpu, memory := "-", "-"
-		if x.Proxy != "none" {
-			cpu, memory = fmt.Sprintf("%.1f (%.1f to %.1f)", x.CPU.Median, x.CPU.Min, x.CPU.Max), fmt.Sprintf("%.0f", float64(x.RSS)/(1<<20))
-		}
-		redirected := "-"
-		if x.Path == "sockmap" {
-			redirected = fmt.Sprintf("%.0f %%", 100*x.Redirected)
-		}
-		fmt.Fprintf(t, "%s\t%s\t%.0f\t(%.0f to %.0f)\t%s\t%.0f\t%.0f\t%.0f\t%s\t%s\t%s\t\n",
-			x.Proxy, x.Path, x.RPS.Median, x.RPS.Min, x.RPS.Max, ratio, x.P50, x.P99, x.P999, cpu, memory, redirected)
+		r.printScenario(out, rows[:n])
+		rows = rows[n:]
 	}
-	t.Flush()
 	for _, w := range r.rows {
 		if x := w.result(r.o); x.Problem != "" {
-			fmt.Fprintf(out, "no result: %s %s by %s: %s\n", x.Scenario, x.Proxy, x.Path, x.Problem)
+			fmt.Fprintf(out, "no result: %s, %s: %s\n", x.Scenario, w.c, x.Problem)
 		}
+	}
+}
+
+func (r *report) printScenario(out io.Writer, rows []*row) {
+	s := rows[0].scenario
+	fmt.Fprintf(out, "\n%s: %s\n", s.name, s.what)
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	defer t.Flush()
+	variants := slices.ContainsFunc(rows, func(w *row) bool { return w.c.variant != "" })
+	line := func(c testCase, cells []string) {
+		names := []string{c.proxy, c.path}
+		if variants {
+			names = append(names, c.variant)
+		}
+		fmt.Fprintln(t, strings.Join(append(names, cells...), "\t")+"\t")
+	}
+	var titles []string
+	for _, c := range s.table() {
+		titles = append(titles, c.title)
+	}
+	line(testCase{proxy: "proxy", path: "path", variant: "variant"}, titles)
+	var direct *result
+	for _, w := range rows {
+		x := w.result(r.o)
+		if x.Proxy == "none" && x.Path == "none" {
+			direct = &x
+		}
+		cells := make([]string, len(titles))
+		if x.Valid {
+			for i, c := range s.table() {
+				cells[i] = c.cell(x, direct)
+			}
+		} else {
+			cells[0], cells[min(1, len(cells)-1)] = "no result", fmt.Sprintf("%d errors", x.Errors)
+		}
+		line(w.c, cells)
 	}
 }
 
