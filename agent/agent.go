@@ -29,8 +29,10 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/datapath/selftest"
 	"github.com/sockmesh/sockmesh/pkg/kube"
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/nodeaddr"
 	"github.com/sockmesh/sockmesh/pkg/pod"
 	"github.com/sockmesh/sockmesh/pkg/proxy"
+	"github.com/sockmesh/sockmesh/pkg/service"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
 	"github.com/sockmesh/sockmesh/pkg/xds"
 )
@@ -171,6 +173,7 @@ func DatapathConfig(cfg config.Config, log *slog.Logger) datapath.Config {
 		CgroupRoot: cfg.CgroupRoot, BPFFS: cfg.BPFFS,
 		Acceleration: cfg.Acceleration == config.AccelerationAuto, Services: cfg.Services,
 		OriginalDstSockopt: cfg.OriginalDstSockopt, AcceleratePods: cfg.AcceleratePods, FailClosed: cfg.FailMode == config.FailClosed,
+		Sizes: cfg.Maps, SyncTimeout: cfg.SyncTimeout, DriftInterval: cfg.DriftInterval,
 		Logger: log.With("component", "datapath"),
 	}
 }
@@ -186,7 +189,18 @@ func newSource(cfg config.Config, h kube.Handler, log *slog.Logger) (kube.Source
 	if err != nil {
 		return nil, err
 	}
-	kc := kube.Config{NodeName: cfg.NodeName, Enroll: policy, Handler: h, Logger: log.With("component", "kubernetes")}
+	nodePorts, err := service.ParseNodePortAddresses(cfg.NodePortAddresses)
+	if err != nil {
+		return nil, err
+	}
+	externalIPs, err := service.ParseExternalIPPolicy(cfg.ExternalIPs)
+	if err != nil {
+		return nil, err
+	}
+	kc := kube.Config{
+		NodeName: cfg.NodeName, Enroll: policy, NodePorts: nodePorts, ExternalIPs: externalIPs, Handler: h,
+		Logger: log.With("component", "kubernetes"),
+	}
 	switch {
 	case cfg.Manifests != "":
 		return kube.NewManifests(kc, cfg.Manifests)
@@ -260,6 +274,7 @@ func (a *Agent) start(ctx context.Context) error {
 		rec.Synced(datapath.SourceServices)
 		rec.Synced(datapath.SourcePods)
 	} else {
+		a.part("addresses", ctx, func(ctx context.Context) error { return nodeaddr.Watch(ctx, a.log, a.source.SetAddresses) })
 		a.part("kubernetes", ctx, a.source.Run)
 	}
 	a.part("canary", ctx, a.flyCanary)

@@ -73,6 +73,8 @@ var (
 	descDrift       = desc("datapath_drift_repaired_total", "Entries that somebody else had changed.")
 	descMapEntries  = desc("datapath_map_entries", "Entries of a BPF map.", "map")
 	descMapMax      = desc("datapath_map_max_entries", "Entries that a BPF map has room for.", "map")
+	descRefusedMap  = desc("datapath_entries_refused", "Entries that are wanted now and that a map has no room for; what is in it keeps working.", "map")
+	descWaiting     = desc("datapath_sources_waiting", "Sources whose first full list has not come: nothing that they may want is deleted before.")
 	descErrors      = desc("datapath_entry_errors", "Entries that could not be written.")
 )
 
@@ -124,6 +126,19 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descDeletes, r.Deletes)
 	count(descDrift, r.DriftRepaired)
 	gauge(descErrors, float64(len(r.Errors)))
+	gauge(descWaiting, float64(len(r.Waiting)))
+	refused := map[string]int{}
+	for _, m := range d.Datapath.Maps {
+		refused[m.Name] = 0
+	}
+	for _, e := range r.Errors {
+		if e.Map != "" {
+			refused[e.Map]++
+		}
+	}
+	for name, n := range refused {
+		gauge(descRefusedMap, float64(n), name)
+	}
 
 	e := a.engine.Stats()
 	gauge(descActive, float64(e.Active))

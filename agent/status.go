@@ -30,7 +30,10 @@ func (a *Agent) Status() api.Status {
 			Mode: a.cfg.Acceleration, Active: d.Acceleration.Active, Reason: d.Acceleration.Reason, Pairs: uint64(d.Acceleration.Pairs),
 			RedirectedBytes: d.Acceleration.RedirectedBytes, PassedBytes: d.Acceleration.PassedBytes, Probes: []api.Probe{},
 		},
-		Datapath:    api.Datapath{Programs: []api.Program{}, Maps: mapRows(d.Datapath.Maps), Errors: reconcilerErrors(d.Reconciler)},
+		Datapath: api.Datapath{
+			Programs: []api.Program{}, Maps: mapRows(d.Datapath.Maps), Waiting: d.Reconciler.Waiting, TimedOut: d.Reconciler.TimedOut,
+			DriftRepaired: d.Reconciler.DriftRepaired, Warnings: d.Datapath.Warnings, Errors: reconcilerErrors(d.Reconciler),
+		},
 		Kubernetes:  a.kubernetesStatus(),
 		XDS:         a.xdsStatus(),
 		Connections: a.connections(),

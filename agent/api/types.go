@@ -50,6 +50,14 @@ type Probe struct {
 type Datapath struct {
 	Programs []Program `json:"programs"`
 	Maps     []Map     `json:"maps"`
+	// Waiting names the sources whose first full list has not come: nothing that they may still want is deleted before.
+	// TimedOut: --sync-timeout is over, so the sources that have come may delete.
+	Waiting  []string `json:"waiting,omitempty"`
+	TimedOut bool     `json:"timed_out,omitempty"`
+	// DriftRepaired counts entries that somebody else had changed and that were put right.
+	DriftRepaired uint64 `json:"drift_repaired"`
+	// Warnings are maps that are almost full, and sizes that could not be put in force.
+	Warnings []string `json:"warnings,omitempty"`
 	// Errors are what the reconciler could not write, with the reason.
 	Errors []string `json:"errors,omitempty"`
 }

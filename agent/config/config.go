@@ -18,6 +18,9 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/datapath"
+	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
 // Values of --enroll.
@@ -44,8 +47,12 @@ const (
 	LogJSON = "json"
 )
 
-// Off is what --metrics takes to serve none.
+// Off is what --metrics and --kube-proxy-healthz take to serve none.
 const Off = "off"
+
+// MaxMapSize bounds the --map flags: the greatest map that is any use, and far below what would make the kernel refuse
+// with a message that nobody understands.
+const MaxMapSize = 1 << 24
 
 // Config is the agent's configuration after all sources were read.
 type Config struct {
@@ -69,6 +76,17 @@ type Config struct {
 	Services           bool
 	Concurrency        int
 
+	// NodePortAddresses is what service.ParseNodePortAddresses reads, ExternalIPs what service.ParseExternalIPPolicy does.
+	NodePortAddresses string
+	ExternalIPs       string
+	// KubeProxyHealthz is host:port or "off".
+	KubeProxyHealthz string
+	// SyncTimeout is how long the first lists may take before those that came may delete; DriftInterval the time between
+	// comparisons of the maps with what was written.
+	SyncTimeout, DriftInterval time.Duration
+	// Maps are the maps' capacities.
+	Maps datapath.Sizes
+
 	// CgroupRoot is empty where the cgroup2 mount is to be found.
 	CgroupRoot string
 	BPFFS      string
@@ -88,8 +106,9 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true,
-		Concurrency: runtime.GOMAXPROCS(0),
-		BPFFS:       "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
+		Concurrency: runtime.GOMAXPROCS(0), NodePortAddresses: "primary", ExternalIPs: "all", KubeProxyHealthz: Off,
+		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, Maps: datapath.DefaultSizes(),
+		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
 		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",
 		DrainTime: 30 * time.Second, LogLevel: slog.LevelInfo, LogFormat: LogText,
 	}
@@ -135,6 +154,25 @@ func (c *Config) Validate(inCluster bool) error {
 	if c.DrainTime < 0 {
 		bad("--drain-time: %s: expected zero or more", c.DrainTime)
 	}
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{{"--sync-timeout", c.SyncTimeout}, {"--drift-interval", c.DriftInterval}} {
+		if d.value < time.Second {
+			bad("%s: %s: expected at least 1s", d.flag, d.value)
+		}
+	}
+	for _, m := range c.Maps.ByMap() {
+		if n := *m.Entries; n < 1 || n > MaxMapSize {
+			bad("--map-%s: %d: expected a number of entries from 1 to %d", m.Flag(), n, MaxMapSize)
+		}
+	}
+	if _, err := service.ParseNodePortAddresses(c.NodePortAddresses); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := service.ParseExternalIPPolicy(c.ExternalIPs); err != nil {
+		errs = append(errs, err)
+	}
 	for _, p := range []struct{ flag, path string }{
 		{"--bpffs", c.BPFFS}, {"--netns-dir", c.NetnsDir}, {"--state-dir", c.StateDir},
 	} {
@@ -148,9 +186,12 @@ func (c *Config) Validate(inCluster bool) error {
 	if _, err := SocketPath(c.Admin); err != nil {
 		bad("--admin: %w", err)
 	}
-	if c.Metrics != Off {
-		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
-			bad("--metrics: %q: expected host:port, or off: %w", c.Metrics, err)
+	for _, a := range []struct{ flag, addr string }{{"--metrics", c.Metrics}, {"--kube-proxy-healthz", c.KubeProxyHealthz}} {
+		if a.addr == Off {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			bad("%s: %q: expected host:port, or off: %w", a.flag, a.addr, err)
 		}
 	}
 	if c.APIServer != "" {

@@ -110,6 +110,8 @@ func TestWrongValuesNameThePlaceAndWhatWasExpected(t *testing.T) {
 		{name: "file not YAML", file: "a: [\n", want: []string{"not YAML"}},
 		{name: "file two documents", file: "xds: a:1\n---\nxds: b:2\n", want: []string{"one YAML document"}},
 		{name: "two mistakes are both told", file: "foo: 1\nenroll: nobody\n", want: []string{"foo", "enroll"}},
+		{name: "map size", args: []string{"--map-slots=-1"}, want: []string{"--map-slots", "whole number of entries"}},
+		{name: "external IPs", args: []string{"--external-ips=mine"}, want: []string{"--external-ips", "all, own or none"}},
 		{name: "missing file", args: []string{"--config=/nonexistent/x.yaml"}, want: []string{"--config", "/nonexistent/x.yaml"}},
 		{name: "log level", args: []string{"--log-level=loud"}, want: []string{"debug, info, warn or error"}},
 	} {
@@ -166,6 +168,14 @@ func TestValidate(t *testing.T) {
 		{name: "api server without scheme", change: func(c *Config) { c.Manifests, c.Kubeconfig, c.APIServer = "", "/k", "10.0.0.1:6443" }, want: "--api-server"},
 		{name: "concurrency", change: func(c *Config) { c.Concurrency = 0 }, want: "--concurrency"},
 		{name: "relative bpffs", change: func(c *Config) { c.BPFFS = "bpf" }, want: "--bpffs"},
+		{name: "map of no entries", change: func(c *Config) { c.Maps.Frontends = 0 }, want: "--map-frontends: 0: expected a number of entries from 1 to"},
+		{name: "map beyond measure", change: func(c *Config) { c.Maps.Slots = MaxMapSize + 1 }, want: "--map-slots"},
+		{name: "sync time-out", change: func(c *Config) { c.SyncTimeout = 0 }, want: "--sync-timeout"},
+		{name: "drift interval", change: func(c *Config) { c.DriftInterval = -1 }, want: "--drift-interval"},
+		{name: "node port ranges", change: func(c *Config) { c.NodePortAddresses = "10.0.0.0/8,fd00::/8,loopback" }},
+		{name: "node port range", change: func(c *Config) { c.NodePortAddresses = "10.0.0.0" }, want: "--nodeport-addresses"},
+		{name: "kube-proxy's healthz", change: func(c *Config) { c.KubeProxyHealthz = "0.0.0.0:10256" }},
+		{name: "kube-proxy's healthz without port", change: func(c *Config) { c.KubeProxyHealthz = "10256x" }, want: "--kube-proxy-healthz"},
 		{name: "negative drain", change: func(c *Config) { c.DrainTime = -1 }, want: "--drain-time"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

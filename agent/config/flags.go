@@ -68,6 +68,19 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.Var(number{&c.Concurrency}, "concurrency", "`number` of proxy loops, one thread each")
 		g.Var(duration{&c.DrainTime}, "drain-time", "how long open connections may finish after SIGTERM")
 	})
+	group("Services", func(g *pflag.FlagSet) {
+		g.StringVar(&c.NodePortAddresses, "nodeport-addresses", c.NodePortAddresses, "where node ports are served: primary (the Node object's "+
+			"first `address` of each family), all, or ranges like 192.168.0.0/16,fd00::/8; loopback, as one more word, serves them to the host there too")
+		oneOf(g, &c.ExternalIPs, "external-ips", "which of Services' externalIPs are honoured: all, those that this node itself has, or none; "+
+			"whoever may write Services can name any address there", "all", "own", "none")
+		g.StringVar(&c.KubeProxyHealthz, "kube-proxy-healthz", c.KubeProxyHealthz, "`address`, host:port, of the /healthz that cloud load balancers ask a "+
+			"kube-proxy's (its port is 10256), or off; nothing else may serve it")
+		g.Var(duration{&c.SyncTimeout}, "sync-timeout", "how long to wait for every source's first list before those that came may delete what an earlier agent left")
+		g.Var(duration{&c.DriftInterval}, "drift-interval", "time between comparisons of the maps with what was written to them")
+		for _, m := range c.Maps.ByMap() {
+			g.Var(size{m.Entries}, "map-"+m.Flag(), "entries that "+m.Map+" has room for: "+m.Holds)
+		}
+	})
 	group("Machine", func(g *pflag.FlagSet) {
 		g.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup v2 `directory` whose processes are served (default: the cgroup2 mount)")
 		g.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`directory` on a BPF file system where maps and links are pinned; a BPF file system is mounted if there is none")

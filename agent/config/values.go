@@ -69,6 +69,20 @@ func (n number) Set(s string) error {
 	return nil
 }
 
+// size is a number of entries; bounds are checked with everything else.
+type size struct{ to *uint32 }
+
+func (n size) Type() string   { return "number" }
+func (n size) String() string { return strconv.FormatUint(uint64(*n.to), 10) }
+func (n size) Set(s string) error {
+	v, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return errors.New("expected a whole number of entries")
+	}
+	*n.to = uint32(v)
+	return nil
+}
+
 type duration struct{ to *time.Duration }
 
 func (d duration) Type() string   { return "duration" }

@@ -82,10 +82,18 @@ func writeStatus(w io.Writer, s api.Status) error {
 	writeKubernetes(line, more, s.Kubernetes)
 	writeXDS(line, more, s.XDS)
 	line("Datapath", "%d programs, %d maps", len(s.Datapath.Programs), len(s.Datapath.Maps))
-	for _, m := range s.Datapath.Maps {
-		if !strings.Contains(m.Type, "Array") && m.MaxEntries > 0 && m.Entries*10 >= uint64(m.MaxEntries)*9 {
-			more("- map %s is %d%% full", m.Name, m.Entries*100/uint64(m.MaxEntries))
+	if len(s.Datapath.Waiting) > 0 {
+		kept := "nothing is deleted before"
+		if s.Datapath.TimedOut {
+			kept = "--sync-timeout is over, so theirs stays as an earlier agent left it, and the others' is brought up to date"
 		}
+		more("- the first full list of %s has not come: %s", strings.Join(s.Datapath.Waiting, ", "), kept)
+	}
+	if s.Datapath.DriftRepaired > 0 {
+		more("- %d entries had been changed by somebody else and were put right", s.Datapath.DriftRepaired)
+	}
+	for _, w := range s.Datapath.Warnings {
+		more("- %s", w)
 	}
 	for _, e := range s.Datapath.Errors {
 		more("- %s", e)

@@ -57,6 +57,7 @@ func (r *Reconciler) apply() {
 	r.applied = time.Now()
 	r.mu.Unlock()
 	if opened {
+		r.watchFill()
 		r.log.Info("the maps hold what the sources want", "writes", r.tables.writes, "deletes", r.tables.deletes,
 			"frontends", len(r.tables.frontends), "backends", len(r.tables.backends), "claims", len(r.tables.claims))
 	}
@@ -82,7 +83,8 @@ func (r *Reconciler) run(jobs []job, final bool) []job {
 	var again []job
 	for _, j := range jobs {
 		err := j.run()
-		if err != nil && !final && errors.Is(err, errMapFull) {
+		var full *fullError
+		if errors.As(err, &full); full != nil && !final {
 			again = append(again, j)
 			continue
 		}
@@ -90,9 +92,15 @@ func (r *Reconciler) run(jobs []job, final bool) []job {
 		_, known := r.failed[j.id]
 		if err != nil {
 			j.label.Error = err.Error()
+			if full != nil {
+				j.label.Map = full.Map
+			}
+			if r.failed[j.id] != j.label {
+				r.failures++
+			}
 			r.failed[j.id] = j.label
 		} else {
-			delete(r.failed, j.id)
+			r.forgive(j.id)
 		}
 		r.mu.Unlock()
 		if err != nil && !known {
@@ -101,6 +109,14 @@ func (r *Reconciler) run(jobs []job, final bool) []job {
 		}
 	}
 	return again
+}
+
+// forgive forgets a failure, if there was one. Caller holds mu.
+func (r *Reconciler) forgive(id string) {
+	if _, failed := r.failed[id]; failed {
+		delete(r.failed, id)
+		r.failures++
+	}
 }
 
 // retryFailed marks what failed before as dirty. Caller holds mu.
@@ -269,7 +285,7 @@ func (r *Reconciler) planClaims(b *batch) uint32 {
 	for id, e := range r.failed { // claims that failed and are wanted no more
 		if a, err := netip.ParseAddrPort(e.Addr); e.Kind == "claim" && err == nil {
 			if _, wanted := r.claims[claimKeyOf(a)]; !wanted {
-				delete(r.failed, id)
+				r.forgive(id)
 			}
 		}
 	}
@@ -369,7 +385,7 @@ func (r *Reconciler) planPods(b *batch) {
 	r.dirty.pods = keptA || keptB
 	for id, e := range r.failed { // pods that failed and are wanted no more
 		if (e.Kind == "pod" || e.Kind == "local") && !slices.ContainsFunc(b.sets, func(j job) bool { return j.id == id }) {
-			delete(r.failed, id)
+			r.forgive(id)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package datapath
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,40 +69,55 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Sizes are the maps' capacities in entries.
+// Sizes are the maps' capacities in entries; ByMap says what each holds.
 type Sizes struct {
-	Frontends uint32 // Service addresses; default 65536
-	Backends  uint32 // distinct endpoint addresses; default 262144
-	Slots     uint32 // sum of all frontends' backends; default 524288
-	Outside   uint32 // addresses that clients outside may use; default 16384
-	Members   uint32 // sum of the backends of UDP and session affinity frontends; default 262144
-	Affinity  uint32 // clients that stay with a backend; default 65536
-	Sources   uint32 // sum of the source ranges of load-balancer addresses; default 16384
-	Claims    uint32 // addresses claimed by listeners; default 16384
-	Pods      uint32 // enrolled pods of this node; default 4096
-	Locals    uint32 // addresses of this node's pods; default 8192
-	Origins   uint32 // connections being set up at one time; default 65536
-	Pairs     uint32 // redirected sockets; default 131072
+	Frontends, Backends, Slots, Outside, Members, Affinity, Sources, Claims, Pods, Locals, Origins, Pairs uint32
+}
+
+// DefaultSizes are what zero fields stand for.
+func DefaultSizes() Sizes {
+	return Sizes{
+		Frontends: 65536, Backends: 262144, Slots: 524288, Outside: 16384, Members: 262144, Affinity: 65536, Sources: 16384,
+		Claims: 16384, Pods: 4096, Locals: 8192, Origins: 65536, Pairs: 131072,
+	}
+}
+
+// MapSize is one of Sizes with the map that it is the size of.
+type MapSize struct {
+	Map     string
+	Entries *uint32
+	Holds   string
+}
+
+// Flag is the map's part in the name of the flag that sets its size.
+func (m MapSize) Flag() string { return strings.TrimPrefix(m.Map, "sm_") }
+
+// ByMap lists the sizes, for flags and for making the maps. Each is named after its map, so that whoever reads that a map
+// is full knows the setting.
+func (s *Sizes) ByMap() []MapSize {
+	return []MapSize{
+		{sockmeshMapSmFrontends, &s.Frontends, "Service addresses"},
+		{sockmeshMapSmBackends, &s.Backends, "distinct endpoint addresses"},
+		{sockmeshMapSmSlots, &s.Slots, "the sum of all addresses' endpoints"},
+		{sockmeshMapSmOutside, &s.Outside, "addresses that clients outside may use"},
+		{sockmeshMapSmMembers, &s.Members, "the sum of the endpoints of UDP ports and of Services with session affinity"},
+		{sockmeshMapSmAffinity, &s.Affinity, "clients that stay with an endpoint; the oldest are forgotten"},
+		{sockmeshMapSmSources, &s.Sources, "the sum of load balancers' source ranges"},
+		{sockmeshMapSmClaims, &s.Claims, "addresses that listeners claim"},
+		{sockmeshMapSmNetns, &s.Pods, "enrolled pods of this node"},
+		{sockmeshMapSmLocal, &s.Locals, "addresses of this node's pods"},
+		{sockmeshMapSmOrigin, &s.Origins, "connections to the proxy that are being set up at one time"},
+		{sockmeshMapSmPairs, &s.Pairs, "redirected sockets"},
+	}
 }
 
 func (s Sizes) withDefaults() Sizes {
-	def := func(v *uint32, d uint32) {
-		if *v == 0 {
-			*v = d
+	defaults := DefaultSizes()
+	for i, d := range defaults.ByMap() {
+		if v := s.ByMap()[i].Entries; *v == 0 {
+			*v = *d.Entries
 		}
 	}
-	def(&s.Frontends, 65536)
-	def(&s.Backends, 262144)
-	def(&s.Slots, 524288)
-	def(&s.Outside, 16384)
-	def(&s.Members, 262144)
-	def(&s.Affinity, 65536)
-	def(&s.Sources, 16384)
-	def(&s.Claims, 16384)
-	def(&s.Pods, 4096)
-	def(&s.Locals, 8192)
-	def(&s.Origins, 65536)
-	def(&s.Pairs, 131072)
 	return s
 }
 

@@ -37,8 +37,8 @@ type (
 
 // Programs that the data plane can do without, each with what is lost.
 const (
-	progMsg        = sockmeshProgSmMsg        // acceleration
-	progSockets    = sockmeshProgSmSockets    // `sockmesh sockets`; where the kernel refuses it, the next one
+	progMsg        = sockmeshProgSmMsg     // acceleration
+	progSockets    = sockmeshProgSmSockets // `sockmesh sockets`; where the kernel refuses it, the next one
 	progSockFiles  = sockmeshProgSmSockFiles
 	progGetsockopt = sockmeshProgSmGetsockopt // SO_ORIGINAL_DST for a foreign proxy
 
@@ -55,6 +55,8 @@ type objects struct {
 	spliceEvents *ebpf.Map
 	// fresh: maps with configuration that were created empty, although a datapath was there before.
 	fresh bool
+	// kept says of maps that could not get the size that was asked for why.
+	kept []string
 }
 
 func (o *objects) close() {
@@ -91,21 +93,8 @@ func sized(cfg Config) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, n := range map[string]uint32{
-		sockmeshMapSmFrontends: cfg.Sizes.Frontends,
-		sockmeshMapSmBackends:  cfg.Sizes.Backends,
-		sockmeshMapSmSlots:     cfg.Sizes.Slots,
-		sockmeshMapSmClaims:    cfg.Sizes.Claims,
-		sockmeshMapSmOutside:   cfg.Sizes.Outside,
-		sockmeshMapSmMembers:   cfg.Sizes.Members,
-		sockmeshMapSmSources:   cfg.Sizes.Sources,
-		sockmeshMapSmAffinity:  cfg.Sizes.Affinity,
-		sockmeshMapSmNetns:     cfg.Sizes.Pods,
-		sockmeshMapSmLocal:     cfg.Sizes.Locals,
-		sockmeshMapSmOrigin:    cfg.Sizes.Origins,
-		sockmeshMapSmPairs:     cfg.Sizes.Pairs,
-	} {
-		spec.Maps[name].MaxEntries = n
+	for _, m := range cfg.Sizes.ByMap() {
+		spec.Maps[m.Map].MaxEntries = *m.Entries
 	}
 	return spec, nil
 }
@@ -209,9 +198,21 @@ func (o *objects) openMaps(spec *ebpf.CollectionSpec, dir layoutDir, log *slog.L
 			return err
 		}
 		o.maps[name] = m
+		if m.MaxEntries() != ms.MaxEntries && !arrays[ms.Type.String()] && ms.MaxEntries != 0 {
+			o.kept = append(o.kept, keptSize(ms, m))
+		}
 		o.fresh = o.fresh || fresh && !observed[name]
 	}
 	return nil
+}
+
+// keptSize says why openMap left a map's size as it was.
+func keptSize(wanted *ebpf.MapSpec, m *ebpf.Map) string {
+	why := "what is in it would not fit, and nothing is thrown out"
+	if wanted.Type == ebpf.SockHash {
+		why = "sockets can't be moved from one map to another while they talk; it takes the new size after a cleanup"
+	}
+	return fmt.Sprintf("%s keeps its size of %d entries, although %d are asked for: %s", wanted.Name, m.MaxEntries(), wanted.MaxEntries, why)
 }
 
 // observed are maps that the programs fill by themselves: nothing waits for them.

@@ -54,12 +54,14 @@ type Reconciler struct {
 	dirty    dirt                                 // guarded by mu
 	synced   map[string]bool                      // guarded by mu
 	failed   map[string]EntryError                // guarded by mu
+	failures uint64                               // guarded by mu; changes of failed
 	applied  time.Time                            // guarded by mu
 	timedOut bool                                 // guarded by mu
 
 	applyMu sync.Mutex
 	tables  *tables         // guarded by applyMu
 	pruned  map[string]bool // guarded by applyMu; sources whose leftovers were deleted once
+	tight   map[string]bool // guarded by applyMu; maps that were said to be almost full
 	// superseded: another agent writes the maps now; guarded by applyMu
 	superseded bool
 }
@@ -79,7 +81,7 @@ func newReconciler(d *Datapath) (*Reconciler, error) {
 		d: d, log: d.log, kick: make(chan struct{}, 1), born: time.Now(),
 		services: map[service.Name]*service.Service{}, owners: map[frontendKey]map[service.Name]int{},
 		claims: map[claimKey]mesh.Claim{}, synced: map[string]bool{}, failed: map[string]EntryError{},
-		dirty: dirt{frontends: map[frontendKey]struct{}{}}, tables: t, pruned: map[string]bool{},
+		dirty: dirt{frontends: map[frontendKey]struct{}{}}, tables: t, pruned: map[string]bool{}, tight: map[string]bool{},
 	}, nil
 }
 
@@ -265,6 +267,7 @@ func (r *Reconciler) Repair() int {
 	var err error
 	if r.mayWrite() {
 		n, err = r.tables.repair(prune)
+		r.watchFill()
 	}
 	r.applyMu.Unlock()
 	if n > 0 {
@@ -298,6 +301,7 @@ func (r *Reconciler) Status() ReconcilerStatus {
 	defer r.mu.Unlock()
 	s.Waiting = r.waiting()
 	s.Synced = len(s.Waiting) == 0 || r.timedOut
+	s.TimedOut = r.timedOut && len(s.Waiting) > 0
 	s.Pending = len(r.dirty.frontends)
 	s.Errors = r.errors()
 	s.LastApplied = r.applied

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/big"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -374,8 +376,15 @@ func TestFullMapRefusesTheNewEntryOnly(t *testing.T) {
 	if err := r.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), "is full") {
 		t.Errorf("too many backends: %v", err)
 	}
-	if e := d.Status().Reconciler.Errors; len(e) != 2 || e[0].Name != "default/s1" || e[1].Name != "default/frontends" {
+	if e := d.Status().Reconciler.Errors; len(e) != 2 || e[0].Name != "default/s1" || e[1].Name != "default/frontends" || e[1].Map != "sm_frontends" {
 		t.Errorf("status says %+v", e)
+	}
+	failed, version := r.Failures(0)
+	if len(failed) != 2 || !strings.Contains(failed[0].Error+failed[1].Error, "raise --map-frontends") {
+		t.Errorf("failures %+v", failed)
+	}
+	if again, same := r.Failures(version); again != nil || same != version {
+		t.Errorf("nothing changed, and yet %v, %d", again, same)
 	}
 	if got := resolve(t, d); !reflect.DeepEqual(got, before) {
 		t.Errorf("what was there has changed: %v, before %v", got, before)
@@ -394,4 +403,68 @@ func TestFullMapRefusesTheNewEntryOnly(t *testing.T) {
 	if got, err := client.ask(front(9)); err != nil || got != "b" {
 		t.Errorf("after room was made: %q, %v", got, err)
 	}
+	if failed, now := r.Failures(version); len(failed) != 0 || now == version {
+		t.Errorf("after room was made failures are %v", failed)
+	}
+}
+
+func TestAMapThatIsAlmostFullIsWarnedOfOnce(t *testing.T) {
+	w := newWorld(t)
+	var said logLines
+	d := w.open(func(c *Config) {
+		c.Sizes.Frontends, c.Logger = 20, slog.New(slog.NewTextHandler(&said, nil))
+	})
+	r := d.Reconciler()
+	front := func(i int) netip.AddrPort { return ap(netip.MustParseAddr(fmt.Sprintf("10.96.1.%d", i)), 80) }
+	add := func(from, to int) {
+		for i := from; i < to; i++ {
+			r.SetService(svc(fmt.Sprint("s", i), front(i), ap(netip.MustParseAddr("10.0.0.1"), 80)))
+		}
+		flush(t, d)
+		r.Repair()
+	}
+	synced(t, d)
+	warnings := func() string { return strings.Join(d.Status().Datapath.Warnings, "\n") }
+	add(0, 17)
+	if w := warnings(); strings.Contains(w, "sm_frontends") {
+		t.Errorf("at 85 %%: %s", w)
+	}
+	add(17, 18)
+	if w := warnings(); !strings.Contains(w, "sm_frontends is 90% full (18 of 20 entries)") || !strings.Contains(w, "raise --map-frontends") {
+		t.Errorf("at 90 %% status warns of %q", w)
+	}
+	add(18, 19)
+	if n := said.count("a map is almost full"); n != 1 {
+		t.Errorf("it was logged %d times", n)
+	}
+	for i := range 10 {
+		r.DeleteService(service.Name{Namespace: "default", Name: fmt.Sprint("s", i)})
+	}
+	flush(t, d)
+	r.Repair()
+	if w := warnings(); strings.Contains(w, "sm_frontends") {
+		t.Errorf("at 45 %%: %s", w)
+	}
+	add(0, 10)
+	if n := said.count("a map is almost full"); n != 2 {
+		t.Errorf("when it was full again, it had been logged %d times in all", n)
+	}
+}
+
+// logLines is what was logged.
+type logLines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logLines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logLines) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
 }

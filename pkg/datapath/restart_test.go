@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -257,6 +258,28 @@ func TestPinnedMapOfAnotherSizeIsReplacedByACopy(t *testing.T) {
 	synced(t, d)
 	if got, err := client.ask(vip4); err != nil || got != "b" {
 		t.Errorf("in the smallest map: %q, %v", got, err)
+	}
+
+	// Smaller than what is in it: nothing is thrown out, and status says why the size is another one.
+	d.Reconciler().SetService(svc("many", vip6, ap(b.v4, 9001), ap(b.v4, 9002), ap(b.v4, 9003)))
+	if err := d.Reconciler().Flush(t.Context()); err == nil || !strings.Contains(err.Error(), "sm_frontends is full (1 entries): raise --map-frontends") {
+		t.Errorf("a second frontend in a map of one: %v", err)
+	}
+	must(t, d.Close())
+	d = w.open(func(c *Config) { c.Sizes.Frontends, c.Sizes.Slots = 8, 2 })
+	d.Reconciler().SetService(svc("web", vip4, ap(b.v4, 8080)))
+	d.Reconciler().SetService(svc("more", vip6, ap(b.v4, 9001)))
+	synced(t, d)
+	must(t, d.Close())
+	d = w.open(func(c *Config) { c.Sizes.Frontends, c.Sizes.Slots = 1, 2 })
+	d.Reconciler().SetService(svc("web", vip4, ap(b.v4, 8080)))
+	d.Reconciler().SetService(svc("more", vip6, ap(b.v4, 9001)))
+	synced(t, d)
+	if got, err := client.ask(vip4); err != nil || got != "b" || len(resolve(t, d)) != 2 {
+		t.Errorf("after it should have shrunk below its fill: %q, %v, %v", got, err, resolve(t, d))
+	}
+	if w := strings.Join(d.Status().Datapath.Warnings, "\n"); !strings.Contains(w, "sm_frontends keeps its size of 8 entries, although 1 are asked for") {
+		t.Errorf("status says %q", w)
 	}
 }
 

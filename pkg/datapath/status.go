@@ -45,6 +45,8 @@ type ObjectStatus struct {
 	Cgroup   string          `json:"cgroup"`
 	Programs []ProgramStatus `json:"programs"`
 	Maps     []MapStatus     `json:"maps"`
+	// Warnings are maps that are almost full, and sizes that could not be put in force.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Connections is the "connections" object of `sockmesh status`.
@@ -94,6 +96,8 @@ type ReconcilerStatus struct {
 	Synced bool `json:"synced"`
 	// Waiting names the sources that have not; their entries are never deleted before they do.
 	Waiting []string `json:"waiting,omitempty"`
+	// TimedOut: some are still waited for, and those that have come may delete meanwhile.
+	TimedOut bool `json:"timed_out,omitempty"`
 	// Superseded: another agent has opened the maps since, and writes them.
 	Superseded    bool         `json:"superseded,omitempty"`
 	Pending       int          `json:"pending"`
@@ -106,10 +110,12 @@ type ReconcilerStatus struct {
 
 // EntryError is a wanted entry that is not in force, and why.
 type EntryError struct {
-	Kind  string `json:"kind"` // frontend, claim, pod, local
+	Kind  string `json:"kind"` // frontend, outside, claim, pod, local
 	Name  string `json:"name"` // namespace/name, or the listener's
 	Addr  string `json:"addr"`
 	Error string `json:"error"`
+	// Map that has no room for it, where that is the reason.
+	Map string `json:"map,omitempty"`
 }
 
 // Status is everything that the datapath says of itself.
@@ -134,6 +140,12 @@ func (d *Datapath) Status() Status {
 			Refused: c.Refused + c.FailClosed, FailOpen: c.FailOpen, FailClosed: c.FailClosed,
 		},
 		Reconciler: d.rec.Status(),
+	}
+	s.Datapath.Warnings = append(s.Datapath.Warnings, d.objs.kept...)
+	for _, m := range s.Datapath.Maps {
+		if w := m.FillWarning(); w != "" {
+			s.Datapath.Warnings = append(s.Datapath.Warnings, w)
+		}
 	}
 	if d.cfg.Acceleration {
 		s.Acceleration.Mode = "auto"

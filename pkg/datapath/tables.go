@@ -12,9 +12,6 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
-// errMapFull: the entry may fit once others are gone.
-var errMapFull = errors.New("is full")
-
 // Modes of a target, as in bpf/common.h.
 const (
 	modeService = 1
@@ -159,7 +156,7 @@ func (t *tables) put(m *ebpf.Map, key, value any) error {
 		return nil
 	}
 	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
-		return fmt.Errorf("%s %w (%d entries): raise its size in the configuration", mapName(m), errMapFull, m.MaxEntries())
+		return &fullError{mapName(m), m.MaxEntries()}
 	}
 	return fmt.Errorf("write %s: %w", mapName(m), err)
 }
