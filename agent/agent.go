@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,7 +161,16 @@ func (a *Agent) prepareHost() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(host.EnsureStateDir(a.cfg.StateDir), host.EnsureNetnsDir(a.cfg.NetnsDir), host.EnsureAdminDir(filepath.Dir(path)))
+	err = errors.Join(host.EnsureStateDir(a.cfg.StateDir), host.EnsureNetnsDir(a.cfg.NetnsDir), host.EnsureAdminDir(filepath.Dir(path)))
+	if err != nil || !a.cfg.DropPrivileges {
+		return err
+	}
+	// Nothing that comes needs more than what is kept, so the moment is now: nothing from outside was read yet.
+	left, err := host.DropPrivileges()
+	if err == nil {
+		a.log.Info("privileges are dropped", "capabilities", strings.Join(left, " "))
+	}
+	return err
 }
 
 func (a *Agent) datapathConfig() datapath.Config {

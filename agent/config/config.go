@@ -98,6 +98,10 @@ type Config struct {
 	Metrics string
 
 	DrainTime time.Duration
+
+	// DropPrivileges reduces the process to the capabilities that it needs while it runs.
+	DropPrivileges bool
+
 	LogLevel  slog.Level
 	LogFormat string
 }
@@ -110,7 +114,7 @@ func Default() Config {
 		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, Maps: datapath.DefaultSizes(),
 		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
 		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",
-		DrainTime: 30 * time.Second, LogLevel: slog.LevelInfo, LogFormat: LogText,
+		DrainTime: 30 * time.Second, DropPrivileges: true, LogLevel: slog.LevelInfo, LogFormat: LogText,
 	}
 }
 

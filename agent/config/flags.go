@@ -86,6 +86,8 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.StringVar(&c.BPFFS, "bpffs", c.BPFFS, "`directory` on a BPF file system where maps and links are pinned; a BPF file system is mounted if there is none")
 		g.StringVar(&c.NetnsDir, "netns-dir", c.NetnsDir, "`directory` in which the container runtime names pods' network namespaces")
 		g.StringVar(&c.StateDir, "state-dir", c.StateDir, "`directory` for what must survive a restart: the last good xDS configuration")
+		g.Var(onOff{&c.DropPrivileges}, "drop-privileges", "keep only the capabilities that the agent needs while it runs, on every thread, and "+
+			"never get any back; files must then be readable to root by their modes")
 	})
 	group("Observing", func(g *pflag.FlagSet) {
 		g.StringVar(&c.Admin, "admin", c.Admin, "Unix `socket` of the admin API, mode 0600")

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -50,16 +49,21 @@ func missing(have uint64) error {
 }
 
 func effectiveCapabilities() (uint64, error) {
-	b, err := os.ReadFile("/proc/self/status")
+	b, err := os.ReadFile("/proc/thread-self/status")
 	if err != nil {
 		return 0, err
 	}
-	for _, line := range strings.Split(string(b), "\n") {
-		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
+	return capabilityField(string(b), "CapEff")
+}
+
+// capabilityField reads one of a thread's capability sets out of its status file.
+func capabilityField(status, field string) (uint64, error) {
+	for line := range strings.Lines(status) {
+		if hex, ok := strings.CutPrefix(line, field+":"); ok {
 			var v uint64
 			_, err := fmt.Sscanf(strings.TrimSpace(hex), "%x", &v)
 			return v, err
 		}
 	}
-	return 0, errors.New("no CapEff in /proc/self/status")
+	return 0, fmt.Errorf("no %s in a thread's status file", field)
 }

@@ -48,7 +48,12 @@ func (l *Lab) StartAgent(ctx context.Context, flags ...string) (*Process, error)
 
 // StartAgentNoWait starts the agent and returns at once.
 func (l *Lab) StartAgentNoWait(flags ...string) (*Process, error) {
-	args := append([]string{l.binary("sockmesh-agent"),
+	return l.Node.Start("sockmesh-agent", l.AgentCommand(flags...)...)
+}
+
+// AgentCommand is the command line by which the lab starts its agent, for who wants to start it differently.
+func (l *Lab) AgentCommand(flags ...string) []string {
+	return append([]string{l.binary("sockmesh-agent"),
 		"--node-name", l.cfg.NodeName,
 		"--manifests", filepath.Join(l.Dir, "manifests"),
 		"--xds", controlAddr,
@@ -59,7 +64,6 @@ func (l *Lab) StartAgentNoWait(flags ...string) (*Process, error) {
 		"--admin", l.Admin(),
 		"--metrics", metricsAddr,
 	}, flags...)
-	return l.Node.Start("sockmesh-agent", args...)
 }
 
 // WaitReady waits until the agent answers /readyz with 200.
