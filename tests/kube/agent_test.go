@@ -38,12 +38,12 @@ type agent struct {
 // newAgent starts a source with the agent's rights, in a test's own namespace.
 func newAgent(t *testing.T, policy kube.EnrollPolicy) *agent {
 	t.Helper()
-	a := &agent{t: t, admin: cluster.main.client("admin-token"), services: map[string]*service.Service{}, pods: map[string]*kube.Pod{}}
+	a := &agent{t: t, admin: cluster.main.Client("admin-token"), services: map[string]*service.Service{}, pods: map[string]*kube.Pod{}}
 	created, err := a.admin.CoreV1().Namespaces().Create(context.Background(),
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{})
 	a.must(err)
 	a.namespace = created.Name
-	source, err := kube.NewAPI(kube.Config{NodeName: nodeName, Enroll: policy, Handler: a, Logger: slog.New(slog.DiscardHandler)}, cluster.main.rest("agent-token"))
+	source, err := kube.NewAPI(kube.Config{NodeName: nodeName, Enroll: policy, Handler: a, Logger: slog.New(slog.DiscardHandler)}, cluster.main.REST("agent-token"))
 	a.must(err)
 	a.source = source
 	ctx, cancel := context.WithCancel(context.Background())

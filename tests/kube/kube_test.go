@@ -102,7 +102,7 @@ func TestOnlyThisNodesPodsAreWatched(t *testing.T) {
 	a.sees("pod job [10.1.0.3] terminal")
 	a.pod("mine", nodeName, []string{"10.1.0.4"})
 	a.sees("pod mine [10.1.0.4]", "pod job [10.1.0.3] terminal")
-	if st := a.source.Status(); st.Pods < 2 || st.Source != cluster.main.rest("").Host {
+	if st := a.source.Status(); st.Pods < 2 || st.Source != cluster.main.REST("").Host {
 		t.Errorf("%+v", st)
 	}
 }
@@ -162,11 +162,11 @@ func TestAnAPIServerThatRestartsChangesNothingAndIsFoundAgain(t *testing.T) {
 	state := []string{"web:80 -> 10.1.0.1:8080", "web.6:80 ->", "pod p [10.1.0.9]"}
 	a.sees(state...)
 
-	cluster.main.kill()
+	cluster.main.Kill()
 	a.eventually("the loss in Status", func() bool { return len(a.source.Status().Errors) > 0 })
 	time.Sleep(2 * time.Second) // Long enough for it to try again.
 	a.sees(state...)
-	a.must(cluster.main.start())
+	a.must(cluster.main.Start())
 	a.eventually("no error in Status", func() bool { return len(a.source.Status().Errors) == 0 })
 	if a.gone > 0 {
 		t.Errorf("%d deletions told over the restart", a.gone)
@@ -186,10 +186,10 @@ func TestWhatHappenedDuringALongOutageIsNoticed(t *testing.T) {
 		"pod stays [10.1.0.9]", "pod goes [10.1.0.9]", "pod again [10.1.0.9]")
 
 	// The agent's API server is gone; the cluster goes on with another one.
-	cluster.main.kill()
-	other, err := cluster.newAPIServer()
+	cluster.main.Kill()
+	other, err := cluster.NewServer()
 	a.must(err)
-	a.admin = other.client("admin-token")
+	a.admin = other.Client("admin-token")
 	for _, name := range []string{"goes", "again"} {
 		a.must(a.admin.CoreV1().Services(a.namespace).Delete(ctx, name, metav1.DeleteOptions{}))
 		a.must(a.admin.DiscoveryV1().EndpointSlices(a.namespace).Delete(ctx, name+"-4", metav1.DeleteOptions{}))
@@ -199,15 +199,15 @@ func TestWhatHappenedDuringALongOutageIsNoticed(t *testing.T) {
 	a.slice("again", "again-4", discoveryv1.AddressTypeIPv4, "10.1.0.2")
 	a.pod("again", nodeName, []string{"10.1.0.8"})
 	a.service("new")
-	other.kill()
-	a.must(cluster.main.start())
+	other.Kill()
+	a.must(cluster.main.Start())
 	a.sees("stays:80 -> 10.1.0.1:8080", "stays.6:80 ->", "again:80 -> 10.1.0.2:8080", "again.6:80 ->", "new:80 ->", "new.6:80 ->",
 		"pod stays [10.1.0.9]", "pod again [10.1.0.8]")
 }
 
 func TestTheAgentsRightsAreEnoughAndNoMore(t *testing.T) {
 	a, ctx := newAgent(t, kube.EnrollLabelled), context.Background()
-	agent := cluster.main.client("agent-token") // That the rights are enough, every other test shows.
+	agent := cluster.main.Client("agent-token") // That the rights are enough, every other test shows.
 	forbidden := map[string]func() error{
 		"read Secrets": func() error {
 			_, err := agent.CoreV1().Secrets(a.namespace).List(ctx, metav1.ListOptions{})
@@ -272,7 +272,7 @@ func TestTheAgentsRightsAreEnoughAndNoMore(t *testing.T) {
 
 func TestWithoutRightsItSaysWhatItWaitsFor(t *testing.T) {
 	a := &agent{t: t}
-	source, err := kube.NewAPI(kube.Config{NodeName: nodeName, Handler: a, Logger: slog.New(slog.DiscardHandler)}, cluster.main.rest("nobody-token"))
+	source, err := kube.NewAPI(kube.Config{NodeName: nodeName, Handler: a, Logger: slog.New(slog.DiscardHandler)}, cluster.main.REST("nobody-token"))
 	a.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
