@@ -101,7 +101,7 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	}
 	a.logs, a.metrics = telemetry.NewLogs(), telemetry.NewMetrics()
 	a.engine, err = proxy.New(proxy.Config{
-		Concurrency: cfg.Concurrency, Mark: datapath.ProxyMark, OriginalDst: a.originalDst, Metrics: a.metrics, Logs: a.logs,
+		Concurrency: cfg.Concurrency, IO: cfg.IO, Mark: datapath.ProxyMark, OriginalDst: a.originalDst, Metrics: a.metrics, Logs: a.logs,
 		Logger: log.With("component", "proxy"),
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/datapath"
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
@@ -75,6 +76,7 @@ type Config struct {
 	AcceleratePods     bool
 	Services           bool
 	Concurrency        int
+	IO                 string
 
 	// NodePortAddresses is what service.ParseNodePortAddresses reads, ExternalIPs what service.ParseExternalIPPolicy does.
 	NodePortAddresses string
@@ -110,7 +112,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true,
-		Concurrency: runtime.GOMAXPROCS(0), NodePortAddresses: "primary", ExternalIPs: "all", KubeProxyHealthz: Off,
+		Concurrency: runtime.GOMAXPROCS(0), IO: loop.IOAuto, NodePortAddresses: "primary", ExternalIPs: "all", KubeProxyHealthz: Off,
 		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, Maps: datapath.DefaultSizes(),
 		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
 		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 )
 
 // EnvPrefix begins the environment variable of every setting.
@@ -66,6 +68,8 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.Var(onOff{&c.OriginalDstSockopt}, "original-dst-sockopt", "answer getsockopt(SO_ORIGINAL_DST), for a foreign proxy; "+
 			"costs every getsockopt on the node a little")
 		g.Var(number{&c.Concurrency}, "concurrency", "`number` of proxy loops, one thread each")
+		oneOf(g, &c.IO, "io", "how the proxy loops talk to the kernel: io_uring where the kernel has it (6.1 and later, unless "+
+			"switched off), else epoll; or one of them", loop.IOAuto, loop.IOEpoll, loop.IORing)
 		g.Var(duration{&c.DrainTime}, "drain-time", "how long open connections may finish after SIGTERM")
 	})
 	group("Services", func(g *pflag.FlagSet) {

@@ -68,6 +68,8 @@ type HTTPServer interface {
 type Config struct {
 	// Concurrency is the number of loops; 0 means one for each core.
 	Concurrency int
+	// IO is how the loops talk to the kernel: a value of loop.Config.IO; "" means loop.IOAuto.
+	IO string
 	// Mark is SO_MARK of upstream sockets, by which the datapath exempts them from listener claims.
 	Mark uint32
 	// OriginalDst looks up where an accepted connection wanted to go. Called on the loops, must not block.

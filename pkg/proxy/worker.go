@@ -39,7 +39,7 @@ type downstream struct {
 }
 
 func newWorker(e *Engine, index int) (*Worker, error) {
-	l, err := loop.New(loop.Config{Index: index, Logger: e.log})
+	l, err := loop.New(loop.Config{Index: index, IO: e.cfg.IO, Logger: e.log})
 	if err != nil {
 		return nil, err
 	}

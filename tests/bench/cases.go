@@ -141,6 +141,7 @@ func (w *world) allCases() []testCase {
 		{proxy: "none", path: "connect", setUp: w.throughKernel(false)},
 		{proxy: "none", path: "sockmap", setUp: w.throughKernel(true)},
 		{proxy: "sockmesh", path: "sockmap", setUp: w.sockmesh("auto")},
+		{proxy: "sockmesh-epoll", path: "sockmap", setUp: w.sockmesh("auto", "--io=epoll")},
 		{proxy: "sockmesh", path: "connect", setUp: w.sockmesh("off")},
 		{proxy: "sockmesh", path: "iptables", setUp: w.behindIptables(w.startBareSockmesh)},
 	}

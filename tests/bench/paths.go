@@ -108,7 +108,7 @@ func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Cla
 }
 
 // sockmesh is the whole thing as it runs on a node.
-func (w *world) sockmesh(acceleration string) setUp {
+func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 	return func(ctx context.Context, s scenario) (setup, error) {
 		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		defer cancel()
@@ -126,7 +126,7 @@ func (w *world) sockmesh(acceleration string) setUp {
 		if err != nil {
 			return setup{}, err
 		}
-		agent, err := w.lab.StartAgent(ctx, "--acceleration", acceleration, "--concurrency", s.workers(), "--drain-time", "1s")
+		agent, err := w.lab.StartAgent(ctx, append([]string{"--acceleration", acceleration, "--concurrency", s.workers(), "--drain-time", "1s"}, flags...)...)
 		if err != nil {
 			return setup{}, errors.Join(err, stop(control))
 		}

@@ -59,6 +59,15 @@ func (p *pool) putChunk(c *chunk) {
 	p.free += size
 }
 
+// putChunks takes back a whole list.
+func (p *pool) putChunks(c *chunk) {
+	for c != nil {
+		next := c.next
+		p.putChunk(c)
+		c = next
+	}
+}
+
 func sizeClass(n int) int {
 	return max(bits.Len(uint(n-1)), minClass)
 }

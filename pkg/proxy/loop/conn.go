@@ -75,12 +75,17 @@ type Conn struct {
 	fd        int32
 	slot, gen int32
 	armed     uint32 // what the backend watches for
+	// flight is what is being sent, where the backend sends without us.
+	flight *flight
 
 	state                                            connState
 	attached, paused, eof, eofTold, keepUnread       bool
 	shutWrite, shutDone, blocked                     bool
 	dirty, drained, above, queued, reoffer, offering bool
-	resetLast, acking                                bool
+	resetLast, acking, aborted                       bool
+	// What a backend that completes has under way; unwanted: it received what nobody has been offered.
+	receiving, multi, polling, cancelling, unwanted bool
+	shorts                                          uint8 // short messages in a row
 
 	in         []byte // kept input is in[inR:inW]
 	inR, inW   int
@@ -329,6 +334,7 @@ func (c *Conn) Abort() {
 	}
 	if c.fd >= 0 && c.state != stateConnecting {
 		abortOnClose(c.fd)
+		c.aborted = true
 		c.l.stats.syscalls++
 	}
 	c.l.kill(c, nil)

@@ -117,6 +117,7 @@ func (l *Loop) offer(c *Conn) {
 	if c.state != stateOpen || c.paused {
 		return
 	}
+	c.unwanted = false
 	if c.inW > c.inR {
 		l.give(c, c.in[c.inR:c.inW], true)
 	}
@@ -136,13 +137,37 @@ func (l *Loop) tellEOF(c *Conn) {
 	}
 }
 
+// keep puts bytes that nobody wants now behind those that are kept already.
+func (l *Loop) keep(c *Conn, b []byte) {
+	c.read += uint64(len(b))
+	l.stats.bytesReceived += uint64(len(b))
+	if c.inW == c.inR {
+		c.dropInput()
+		c.in = l.pool.buffer(len(b))
+	}
+	for len(b) > 0 {
+		to := c.in[c.inW:]
+		if len(to) == 0 {
+			to = l.room(c)
+		}
+		n := copy(to, b)
+		c.inW += n
+		b = b[n:]
+	}
+}
+
 // hungUp: the connection is finished or broken and its handler doesn't want to read. It returns true if the
 // backend should stop watching until something is wanted.
 func (l *Loop) hungUp(c *Conn) bool {
-	if errno := sockError(c.fd); errno != 0 {
+	l.stats.syscalls++
+	return l.broke(c, sockError(c.fd))
+}
+
+// broke is hungUp where the socket's error is known; 0: both directions have ended in peace.
+func (l *Loop) broke(c *Conn, errno syscall.Errno) bool {
+	if errno != 0 {
 		c.broken = fmt.Errorf("connection with %s: %w", c.remote, errno)
 	}
-	l.stats.syscalls++
 	switch {
 	case c.state != stateOpen && c.broken != nil:
 		l.kill(c, nil)
@@ -164,7 +189,7 @@ func (c *Conn) Write(b []byte) {
 	if len(b) == 0 || c.shutWrite || c.state > stateOpen || c.broken != nil {
 		return
 	}
-	if len(b) >= directWrite && c.state == stateOpen && !c.blocked {
+	if len(b) >= directWrite && c.state == stateOpen && !c.blocked && c.flight == nil {
 		b = c.l.sendNow(c, b)
 		if c.state == stateDead || c.broken != nil {
 			return
@@ -263,17 +288,21 @@ func (l *Loop) sent(c *Conn, n, total int) int {
 			l.block(c)
 			return 0
 		case unix.ENOMEM, unix.ENOBUFS:
-			// No event tells when there is memory again.
-			c.blocked = true
-			l.stalled = append(l.stalled, c)
-			if !l.stallTimer.Active() {
-				l.StartTimer(&l.stallTimer, stallPause)
-			}
+			l.stall(c)
 			return 0
 		default:
 			l.writeFailed(c, errno)
 			return 0
 		}
+	}
+}
+
+// stall puts a connection aside for which the kernel has no memory; no event tells when there is some again.
+func (l *Loop) stall(c *Conn) {
+	c.blocked = true
+	l.stalled = append(l.stalled, c)
+	if !l.stallTimer.Active() {
+		l.StartTimer(&l.stallTimer, stallPause)
 	}
 }
 
@@ -314,19 +343,18 @@ func (l *Loop) flush(c *Conn) {
 	if c.state == stateConnecting || c.blocked {
 		return
 	}
-	for c.outLen > 0 && !c.blocked && c.state != stateDead && c.broken == nil {
-		n, total := 0, 0
-		for k := c.head; k != nil && n < maxIov; k = k.next {
-			l.iov[n].Base = &k.buf[k.r]
-			l.iov[n].SetLen(k.w - k.r)
-			total += k.w - k.r
-			n++
-		}
-		c.discard(l.sent(c, n, total))
+	l.backend.send(c)
+}
+
+// gather lists the first pieces of pending output.
+func (c *Conn) gather(iov *[maxIov]unix.Iovec) (n, total int) {
+	for k := c.head; k != nil && n < maxIov; k = k.next {
+		iov[n].Base = &k.buf[k.r]
+		iov[n].SetLen(k.w - k.r)
+		total += k.w - k.r
+		n++
 	}
-	if c.outLen == 0 && c.state != stateDead && c.broken == nil {
-		l.finishWrite(c)
-	}
+	return n, total
 }
 
 // discard removes n sent bytes from the pending output and sees to the low watermark.
@@ -358,10 +386,10 @@ func (c *Conn) checkLow() {
 }
 
 func (c *Conn) dropOutput() {
-	for k := c.head; k != nil; {
-		next := k.next
-		c.l.pool.putChunk(k)
-		k = next
+	if c.flight != nil && c.head != nil { // the kernel still reads these: they must not be lent to somebody else
+		c.flight.held = c.head
+	} else {
+		c.l.pool.putChunks(c.head)
 	}
 	c.head, c.tail, c.outLen = nil, nil, 0
 	c.checkLow()
@@ -406,9 +434,7 @@ func (l *Loop) kill(c *Conn, err error) {
 
 func (l *Loop) bury(c *Conn) {
 	if c.fd >= 0 {
-		// Closing takes it out of epoll too: nobody else has this socket.
-		sysClose(c.fd)
-		l.stats.syscalls++
+		l.backend.release(c)
 		c.fd = -1
 	}
 	c.dropInput()

@@ -9,7 +9,8 @@
 // once, by writev, without being copied.
 //
 // The kernel is behind one narrow seam, type backend. It is shaped after completions (received, sendable,
-// connected), because that fits epoll as well as io_uring; today there is epoll.
+// connected), because that fits epoll, which works everywhere, as well as io_uring, which is faster where the kernel has
+// it: a wake-up's receives and sends cost the one system call that waits for the next.
 //
 // Level-triggered epoll is deliberate. A socket in a sockmap may return a short read although more is queued
 // (redirected bytes and bytes that came by TCP are two queues), so "short read means empty", on which
@@ -17,7 +18,7 @@
 // right for every socket. Interest is changed lazily: a connection whose reading is paused keeps EPOLLIN until
 // an event really arrives, so that pausing and resuming around a request costs no system call.
 //
-// The rooms: loop.go is the turn of the wheel and its work lists; epoll.go the backend; listen.go and dial.go how
+// The rooms: loop.go is the turn of the wheel and its work lists; epoll.go and uring.go (on ring.go) the backends; listen.go and dial.go how
 // connections begin; conn.go what their owners may do with them; connio.go how bytes come and go; buffer.go and
 // timer.go what is lent; netns.go where sockets are made; sys.go the system calls.
 //

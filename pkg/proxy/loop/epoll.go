@@ -46,6 +46,28 @@ func newEpoll(l *Loop) (*epoll, error) {
 	return e, nil
 }
 
+func (e *epoll) begin() error { return nil }
+
+func (e *epoll) name() string { return IOEpoll }
+
+// send writes until output is gone or the kernel takes no more.
+func (e *epoll) send(c *Conn) {
+	l := e.l
+	for c.outLen > 0 && !c.blocked && c.state != stateDead && c.broken == nil {
+		n, total := c.gather(&l.iov)
+		c.discard(l.sent(c, n, total))
+	}
+	if c.outLen == 0 && c.state != stateDead && c.broken == nil {
+		l.finishWrite(c)
+	}
+}
+
+// release closes; that takes the socket out of epoll too, since nobody else has it.
+func (e *epoll) release(c *Conn) {
+	sysClose(c.fd)
+	e.l.stats.syscalls++
+}
+
 func (e *epoll) close() {
 	_ = unix.Close(e.fd)
 	_ = unix.Close(e.wakeFD)

@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +12,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// testedIO is the backend: every test of the package runs on each.
+var testedIO string
+
+func TestMain(m *testing.M) {
+	code := 0
+	for _, testedIO = range []string{IOEpoll, IORing} {
+		if l, err := New(Config{IO: testedIO}); errors.Is(err, ErrNoRing) {
+			fmt.Println("no io_uring here, so that backend is not tested:", err)
+			continue
+		} else if err != nil {
+			fmt.Println("FAIL:", err)
+			os.Exit(1)
+		} else {
+			l.backend.close()
+		}
+		fmt.Println("backend", testedIO)
+		code = max(code, m.Run())
+	}
+	os.Exit(code)
+}
+
 // patience is a deadline for things that happen at once on a healthy machine; it only ends a hung test.
 const patience = 20 * time.Second
 
@@ -17,7 +40,7 @@ const patience = 20 * time.Second
 func startLoop(t testing.TB) *Loop {
 	t.Helper()
 	before := openFiles(t)
-	l, err := New(Config{})
+	l, err := New(Config{IO: testedIO})
 	if err != nil {
 		t.Fatal(err)
 	}

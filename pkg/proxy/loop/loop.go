@@ -31,8 +31,19 @@ type Config struct {
 	Index int
 	// MaxEvents is how many events one wake-up takes at most; 0 means 256.
 	MaxEvents int
-	Logger    *slog.Logger
+	// IO chooses the backend; "" means IOAuto.
+	IO     string
+	Logger *slog.Logger
 }
+
+// Values of Config.IO.
+const (
+	// IOAuto is io_uring where the kernel has what the loop needs of it, else epoll.
+	IOAuto  = "auto"
+	IOEpoll = "epoll"
+	// IORing fails where there is no io_uring, with ErrNoRing.
+	IORing = "io_uring"
+)
 
 // Stats are a loop's gauges and counters, at most a tenth of a second old.
 type Stats struct {
@@ -105,10 +116,18 @@ type entry struct {
 // backend is the seam between the loop and the kernel's way of waiting. It calls the loop back: received,
 // sendable, connected, hungUp, acceptable.
 type backend interface {
+	// begin is called once, on the loop's thread, before anything but wake and close.
+	begin() error
+	// name is the value of Config.IO that chooses it.
+	name() string
 	// attach begins to watch the connection for what it wants.
 	attach(c *Conn) error
 	// update is called when the connection wants something that may not be watched for.
 	update(c *Conn)
+	// send sends pending output, or begins to; it calls finishWrite when the last byte is with the kernel.
+	send(c *Conn)
+	// release stops everything that is under way for the connection and closes its socket.
+	release(c *Conn)
 	attachListener(ln *Listener) error
 	// updateListener switches accepting on and off.
 	updateListener(ln *Listener, on bool)
@@ -137,11 +156,31 @@ func New(cfg Config) (*Loop, error) {
 	l.wheel.init(l.now)
 	l.stallTimer.Init(l.retryStalled)
 	var err error
-	if l.backend, err = newEpoll(l); err != nil {
+	if l.backend, err = newBackend(l, cfg.IO); err != nil {
 		return nil, fmt.Errorf("proxy loop %d: %w", cfg.Index, err)
 	}
 	return l, nil
 }
+
+func newBackend(l *Loop, io string) (backend, error) {
+	switch io {
+	case IOEpoll:
+		return newEpoll(l)
+	case IORing:
+		return newUring(l)
+	case IOAuto, "":
+		u, err := newUring(l)
+		if err == nil {
+			return u, nil
+		}
+		l.log.Info("the proxy loop uses epoll", "reason", err)
+		return newEpoll(l)
+	}
+	return nil, fmt.Errorf("no backend %q: there are %s, %s and %s", io, IOAuto, IOEpoll, IORing)
+}
+
+// IO is the backend in use: IOEpoll or IORing.
+func (l *Loop) IO() string { return l.backend.name() }
 
 // Index is the loop's number among the engine's loops.
 func (l *Loop) Index() int { return l.cfg.Index }
@@ -183,8 +222,8 @@ func (l *Loop) Run() error {
 		l.shut()
 		return fmt.Errorf("proxy loop %d: %w", l.cfg.Index, err)
 	}
-	var err error
-	for !l.stop {
+	err := l.backend.begin()
+	for !l.stop && err == nil {
 		d := l.wheel.wait(l.now)
 		if l.posted.Load() {
 			d = 0

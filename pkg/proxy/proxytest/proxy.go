@@ -21,6 +21,7 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	phttp "github.com/sockmesh/sockmesh/pkg/proxy/http"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop/looptest"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
@@ -122,7 +123,7 @@ func StartSnapshot(t testing.TB, s *mesh.Snapshot) *Proxy {
 // Run starts a proxy; Stop ends it.
 func Run(s *mesh.Snapshot) (*Proxy, error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	l, err := loop.New(loop.Config{Logger: log})
+	l, err := loop.New(loop.Config{IO: looptest.IO, Logger: log})
 	if err != nil {
 		return nil, err
 	}

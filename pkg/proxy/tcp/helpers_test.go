@@ -11,6 +11,7 @@ import (
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop/looptest"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
@@ -34,7 +35,7 @@ type rig struct {
 func newRig(t testing.TB, p *mesh.TCPProxy, clusters ...*mesh.Cluster) *rig {
 	t.Helper()
 	before := openFiles(t)
-	l, err := loop.New(loop.Config{})
+	l, err := loop.New(loop.Config{IO: looptest.IO})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,524 @@
+package loop
+
+import (
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// uring is the backend on io_uring. Requests of one wake-up (send this, receive there) are handed over by the one
+// system call that waits for the next, so that at load a request through the proxy costs a fraction of one.
+//
+// A connection has at most one receive under way and at most one send. While its messages are short the receive stays
+// armed and completes once for each (multishot), into small buffers; a stream is received into large ones, each asked
+// for anew, because a multishot receive takes all there is before anybody can say that it is enough. What differs from epoll, where
+// nothing is received that nobody asked for: data may complete after reading has been paused. It is kept; the end of
+// the data is not, because it can be read again; a socket closed with data that nobody wanted is reset, as TCP would.
+//
+// A request holds its socket: close(2) alone would leave the connection open until the receive ends. So release
+// cancels first. And the kernel reads output until the send completes: whatever happens to the connection, its
+// pieces stay where they are until then (flight.held).
+type uring struct {
+	l      *Loop
+	ring   *ring
+	large  *buffers // for single receives
+	small  *buffers // for multishot receives
+	wakeFD int
+	// busy counts requests that will still complete.
+	busy    int
+	flights []*flight
+	idle    []int32
+	starved []starving // receives that found no buffer
+}
+
+// flight is one send.
+type flight struct {
+	index int32
+	conn  *Conn  // nil: it is gone
+	held  *chunk // its output, kept until the kernel is done with it
+	msg   unix.Msghdr
+	iov   [maxIov]unix.Iovec
+}
+
+type starving struct{ slot, gen int32 }
+
+// What a completion is about: kind, slot and generation, or the number of a flight.
+const (
+	kindIgnore = iota
+	kindWake
+	kindRecv      // single
+	kindRecvMulti // multishot
+	kindPoll
+	kindSend
+	kindListen
+)
+
+const (
+	slotBits = 24
+	// A connection whose last messages were all shorter than a small buffer has its receives stay armed: then what a
+	// burst can bring unasked is bounded by the small buffers, and a stream that trickles now and then isn't taken for
+	// messages.
+	shortsInARow = 4
+	// Powers of two, 2 MiB of each for a loop.
+	largeSize, largeCount = scratchSize, 32
+	smallSize, smallCount = 4 << 10, 512
+	largeGroup            = 1
+	smallGroup            = 2
+)
+
+func tag(kind int, slot, gen int32) uint64 {
+	return uint64(kind)<<56 | uint64(slot)<<32 | uint64(uint32(gen))
+}
+
+func newUring(l *Loop) (*uring, error) {
+	r, err := newRing()
+	if err != nil {
+		return nil, err
+	}
+	u := &uring{l: l, ring: r}
+	if u.large, err = r.lend(largeGroup, largeSize, largeCount); err == nil {
+		u.small, err = r.lend(smallGroup, smallSize, smallCount)
+	}
+	if err != nil {
+		r.close()
+		return nil, fmt.Errorf("%w: %w", ErrNoRing, err)
+	}
+	if u.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		r.close()
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	return u, nil
+}
+
+func (u *uring) begin() error {
+	if err := u.ring.begin(); err != nil {
+		return err
+	}
+	u.watchWake()
+	return nil
+}
+
+func (u *uring) name() string { return IORing }
+
+// watchWake asks for one completion each time the descriptor is written to; it need never be read.
+func (u *uring) watchWake() {
+	e := u.request(kindWake, 0, 0)
+	e.opcode, e.fd, e.opFlags, e.len = opPollAdd, int32(u.wakeFD), pollMask(unix.POLLIN), pollAddMulti
+}
+
+// pollMask is a mask as struct io_uring_sqe wants it: the two halves are swapped on big-endian machines.
+func pollMask(events uint32) uint32 {
+	if littleEndian {
+		return events
+	}
+	return events<<16 | events>>16
+}
+
+func (u *uring) wake() {
+	one := uint64(1)
+	_, _ = unix.Write(u.wakeFD, (*[8]byte)(unsafe.Pointer(&one))[:])
+}
+
+// request is the next request, which will complete.
+func (u *uring) request(kind int, slot, gen int32) *sqe {
+	e, full := u.ring.next()
+	for full {
+		// The kernel takes requests as long as it has memory; without any there is nothing better to do than to ask again.
+		u.l.stats.syscalls++
+		u.ring.enter(false, 0)
+		e, full = u.ring.next()
+	}
+	e.userData = tag(kind, slot, gen)
+	if kind != kindIgnore {
+		u.busy++
+	}
+	return e
+}
+
+// close waits for what the kernel still works on, so that no socket outlives the loop, and lets go.
+func (u *uring) close() {
+	e := u.request(kindIgnore, 0, 0)
+	e.opcode, e.fd, e.opFlags = opAsyncCancel, int32(u.wakeFD), cancelAll|cancelFD
+	for end := time.Now().Add(time.Second); u.busy > 0 && time.Now().Before(end); {
+		if errno := u.ring.enter(true, 10*time.Millisecond); errno != 0 && errno != unix.ETIME && errno != unix.EINTR {
+			break
+		}
+		u.reap()
+	}
+	u.ring.close()
+	_ = unix.Close(u.wakeFD)
+}
+
+func (u *uring) attach(c *Conn) error {
+	if c.slot >= 1<<slotBits {
+		return fmt.Errorf("too many connections for one loop")
+	}
+	u.update(c)
+	return nil
+}
+
+// update arms what is wanted and not under way.
+func (u *uring) update(c *Conn) {
+	if c.fd < 0 || c.state == stateDead {
+		return
+	}
+	if c.state == stateConnecting {
+		u.poll(c, unix.POLLOUT)
+		return
+	}
+	if c.blocked && !u.isStalled(c) {
+		c.blocked = false // the kernel waits for room by itself
+		c.markDirty()
+	}
+	if c.want()&wantIn == 0 {
+		if !c.receiving {
+			u.poll(c, 0) // a reset has to be heard of even so
+		}
+		return
+	}
+	if c.receiving {
+		return
+	}
+	c.receiving = true
+	c.multi = c.shorts >= shortsInARow
+	if c.multi {
+		e := u.request(kindRecvMulti, c.slot, c.gen)
+		e.opcode, e.fd, e.flags, e.bufGroup, e.ioprio = opRecv, c.fd, sqeBufferSelect, smallGroup, recvMultishot
+		return
+	}
+	e := u.request(kindRecv, c.slot, c.gen)
+	e.opcode, e.fd, e.flags, e.bufGroup = opRecv, c.fd, sqeBufferSelect, largeGroup
+}
+
+func (u *uring) isStalled(c *Conn) bool {
+	for _, s := range u.l.stalled {
+		if s == c {
+			return true
+		}
+	}
+	return false
+}
+
+func (u *uring) poll(c *Conn, events uint32) {
+	if c.polling {
+		return
+	}
+	c.polling = true
+	e := u.request(kindPoll, c.slot, c.gen)
+	e.opcode, e.fd, e.opFlags = opPollAdd, c.fd, pollMask(events)
+}
+
+// send puts the pending output on its way, unless some is already.
+func (u *uring) send(c *Conn) {
+	if c.flight != nil || c.state == stateDead || c.broken != nil {
+		return
+	}
+	if c.outLen == 0 {
+		u.l.finishWrite(c)
+		return
+	}
+	f := u.takeFlight(c)
+	n, total := c.gather(&f.iov)
+	e := u.request(kindSend, f.index, 0)
+	e.fd, e.opFlags = c.fd, unix.MSG_NOSIGNAL
+	if n == 1 {
+		e.opcode, e.addr, e.len = opSend, uint64(uintptr(unsafe.Pointer(f.iov[0].Base))), uint32(total)
+		return
+	}
+	f.msg.Iov = &f.iov[0]
+	f.msg.SetIovlen(n)
+	e.opcode, e.addr, e.len = opSendMsg, uint64(uintptr(unsafe.Pointer(&f.msg))), 1
+}
+
+func (u *uring) takeFlight(c *Conn) *flight {
+	var f *flight
+	if n := len(u.idle); n > 0 {
+		f = u.flights[u.idle[n-1]]
+		u.idle = u.idle[:n-1]
+	} else {
+		f = &flight{index: int32(len(u.flights))}
+		u.flights = append(u.flights, f)
+	}
+	f.conn, c.flight = c, f
+	return f
+}
+
+// landed is the end of a send.
+func (u *uring) landed(index int32, res int32) {
+	l, f := u.l, u.flights[index]
+	c := f.conn
+	f.conn = nil
+	clear(f.iov[:])
+	u.idle = append(u.idle, index)
+	if f.held != nil {
+		l.pool.putChunks(f.held)
+		f.held = nil
+	}
+	if c == nil {
+		return
+	}
+	c.flight = nil
+	if c.state == stateDead || c.broken != nil {
+		return
+	}
+	switch errno := syscall.Errno(-res); {
+	case res >= 0:
+		c.written += uint64(res)
+		l.stats.bytesWritten += uint64(res)
+		c.discard(int(res))
+		l.flush(c)
+	case errno == unix.EAGAIN, errno == unix.EINTR:
+		l.flush(c)
+	case errno == unix.ENOMEM, errno == unix.ENOBUFS:
+		l.stall(c)
+	default:
+		l.writeFailed(c, errno)
+	}
+}
+
+// release cancels what is under way, then closes; both happen, in this order, when requests are submitted next. Until
+// then the descriptor's number can't be given to another socket.
+func (u *uring) release(c *Conn) {
+	if c.unwanted && !c.aborted {
+		abortOnClose(c.fd) // bytes that nobody read: TCP would reset
+		u.l.stats.syscalls++
+	}
+	if c.receiving || c.polling || c.flight != nil {
+		u.cancel(c.fd)
+	}
+	if c.flight != nil {
+		c.flight.conn = nil
+	}
+	e := u.request(kindIgnore, 0, 0)
+	e.opcode, e.fd, e.flags = opClose, c.fd, sqeCQESkipSuccess
+}
+
+func (u *uring) cancel(fd int32) {
+	e := u.request(kindIgnore, 0, 0)
+	e.opcode, e.fd, e.opFlags, e.flags = opAsyncCancel, fd, cancelAll|cancelFD, sqeCQESkipSuccess
+}
+
+// streams: more comes than is wanted at a time, so a receive that would go on by itself is stopped.
+func (u *uring) streams(c *Conn) {
+	c.shorts = 0
+	if !c.multi || !c.receiving || c.cancelling {
+		return
+	}
+	c.cancelling = true
+	e := u.request(kindIgnore, 0, 0)
+	e.opcode, e.fd, e.addr, e.flags = opAsyncCancel, -1, tag(kindRecvMulti, c.slot, c.gen), sqeCQESkipSuccess
+}
+
+func (u *uring) attachListener(ln *Listener) error {
+	u.updateListener(ln, true)
+	return nil
+}
+
+// updateListener watches for one readiness at a time: that is level-triggered, and accept takes a batch.
+func (u *uring) updateListener(ln *Listener, on bool) {
+	if !on || ln.polling {
+		return
+	}
+	ln.polling = true
+	e := u.request(kindListen, ln.slot, ln.gen)
+	e.opcode, e.fd, e.opFlags = opPollAdd, ln.fd, pollMask(unix.POLLIN)
+}
+
+// detachListener must have let go when it returns: the socket is closed next, and a request that holds it would go on
+// taking connections into a backlog that nobody empties.
+func (u *uring) detachListener(ln *Listener) {
+	if ln.polling {
+		u.cancel(ln.fd)
+		u.l.stats.syscalls++
+		u.ring.enter(false, 0)
+	}
+}
+
+func (u *uring) wait(d time.Duration) (int, error) {
+	l, r := u.l, u.ring
+	l.stats.syscalls++
+	if errno := r.enter(false, 0); fatal(errno) {
+		return 0, fmt.Errorf("io_uring_enter: %w", errno)
+	}
+	if *r.cqHead == atomic.LoadUint32(r.cqTail) && d != 0 {
+		l.publish()
+		l.stats.syscalls++
+		if errno := r.enter(true, d); fatal(errno) {
+			return 0, fmt.Errorf("io_uring_enter: %w", errno)
+		}
+	}
+	l.readClock()
+	return u.reap(), nil
+}
+
+// fatal tells errors of the ring from what passes: a signal, the time-out, memory, completions that wait to be taken.
+func fatal(errno syscall.Errno) bool {
+	switch errno {
+	case 0, unix.EINTR, unix.ETIME, unix.EAGAIN, unix.EBUSY, unix.ENOMEM:
+		return false
+	}
+	return true
+}
+
+// reap handles the completions that are there.
+func (u *uring) reap() int {
+	r := u.ring
+	head, tail := *r.cqHead, atomic.LoadUint32(r.cqTail)
+	n := int(tail - head)
+	for i := range n {
+		e := r.cqes[head&r.cqMask]
+		head++
+		atomic.StoreUint32(r.cqHead, head)
+		u.handle(&e)
+		if i%settleEvery == settleEvery-1 {
+			u.l.settle()
+		}
+	}
+	u.feed()
+	return n
+}
+
+// feed arms receives again that found no buffer: all are free again.
+func (u *uring) feed() {
+	for i := 0; i < len(u.starved); i++ {
+		if ent := &u.l.entries[u.starved[i].slot]; ent.gen == u.starved[i].gen && ent.conn != nil {
+			u.update(ent.conn)
+		}
+	}
+	u.starved = u.starved[:0]
+}
+
+func (u *uring) handle(e *cqe) {
+	l := u.l
+	kind, slot, gen := int(e.userData>>56), int32(e.userData>>32&(1<<slotBits-1)), int32(uint32(e.userData))
+	last := e.flags&cqeMore == 0
+	if kind != kindIgnore && last {
+		u.busy--
+	}
+	switch kind {
+	case kindWake:
+		if last && e.res >= 0 {
+			u.watchWake()
+		}
+	case kindSend:
+		u.landed(slot, e.res)
+	case kindListen:
+		if ent := &l.entries[slot]; ent.gen == gen && ent.ln != nil {
+			ent.ln.polling = false
+			l.acceptable(ent.ln)
+			if !ent.ln.closed && !ent.ln.resting {
+				u.updateListener(ent.ln, true)
+			}
+		}
+	case kindPoll:
+		if ent := &l.entries[slot]; ent.gen == gen && ent.conn != nil {
+			ent.conn.polling = false
+			u.polled(ent.conn, e.res)
+		}
+	case kindRecv, kindRecvMulti:
+		from := u.large
+		if kind == kindRecvMulti {
+			from = u.small
+		}
+		var c *Conn
+		if ent := &l.entries[slot]; ent.gen == gen {
+			c = ent.conn
+		}
+		if c != nil && last {
+			c.receiving, c.cancelling = false, false
+		}
+		if c != nil && c.state != stateDead {
+			u.receive(c, e, from)
+		}
+		if e.flags&cqeBuffer != 0 {
+			from.giveBack(uint16(e.flags >> cqeBufferShift))
+		}
+		if c != nil && c.state != stateDead && e.res != -int32(unix.ENOBUFS) {
+			u.update(c)
+		}
+	}
+}
+
+// polled: a connect has ended, or a connection that isn't read from has broken.
+func (u *uring) polled(c *Conn, res int32) {
+	l := u.l
+	if c.state == stateConnecting {
+		var errno syscall.Errno
+		if res < 0 || res&(unix.POLLERR|unix.POLLHUP) != 0 {
+			l.stats.syscalls++
+			errno = sockError(c.fd)
+		}
+		if errno == 0 && res >= 0 && res&unix.POLLOUT == 0 {
+			u.update(c)
+			return
+		}
+		l.connected(c, errno)
+		u.update(c)
+		return
+	}
+	if c.state != stateDead && res > 0 && res&(unix.POLLERR|unix.POLLHUP) != 0 && c.want()&wantIn == 0 {
+		l.hungUp(c) // it stays quiet until something is wanted: update polls again only then
+	}
+}
+
+// receive takes one completion of a connection's receive.
+func (u *uring) receive(c *Conn, e *cqe, from *buffers) {
+	l := u.l
+	errno := syscall.Errno(0)
+	if e.res < 0 {
+		errno = syscall.Errno(-e.res)
+	}
+	switch {
+	case e.res > 0:
+		if e.res < smallSize {
+			c.shorts = min(c.shorts+1, shortsInARow)
+		} else {
+			u.streams(c)
+		}
+		u.take(c, from.filled(e.flags, e.res))
+	case errno == unix.ENOBUFS:
+		u.starved = append(u.starved, starving{c.slot, c.gen})
+	case errno == unix.ECANCELED, errno == unix.EINTR, errno == unix.EAGAIN:
+	case c.want()&wantIn != 0:
+		l.received(c, nil, errno)
+	case errno == 0: // the end: it's read again when it's wanted
+	case c.state != stateOpen:
+		l.kill(c, nil)
+	default:
+		l.broke(c, errno)
+	}
+}
+
+// take offers received bytes, or keeps them where nobody wants them now.
+func (u *uring) take(c *Conn, b []byte) {
+	l := u.l
+	for len(b) > 0 {
+		switch {
+		case c.state == stateDead:
+			return
+		case c.state == stateClosing:
+			c.unwanted = true
+			return
+		case c.state == stateLingering:
+			l.received(c, b, 0)
+			return
+		case c.want()&wantIn == 0:
+			l.keep(c, b)
+			c.unwanted = true
+			u.streams(c)
+			return
+		case c.inW == c.inR:
+			c.unwanted = false
+			l.received(c, b, 0)
+			return
+		}
+		c.unwanted = false
+		n := copy(l.room(c), b)
+		l.received(c, c.in[c.inW:c.inW+n], 0)
+		b = b[n:]
+	}
+}
