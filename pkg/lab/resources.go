@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -123,6 +124,13 @@ func Routes(name string, routes ...Route) Resource {
 	return Resource{
 		"@type": typeURL + "config.route.v3.RouteConfiguration", "name": name,
 		"virtual_hosts": list{object{"name": "all", "domains": list{"*"}, "routes": rules}},
+	}
+}
+
+// RoutesOf is a route configuration with the virtual hosts that are given as JSON.
+func RoutesOf(name, virtualHosts string) Resource {
+	return Resource{
+		"@type": typeURL + "config.route.v3.RouteConfiguration", "name": name, "virtual_hosts": json.RawMessage(virtualHosts),
 	}
 }
 
