@@ -18,6 +18,7 @@ import (
 type census struct {
 	RSS     int64 // of the agent, in bytes
 	figures map[string]int
+	tcp     []string // the sockets themselves
 }
 
 // Names of figures; those of maps are the maps' own.
@@ -55,9 +56,10 @@ func (w *town) take() (census, error) {
 			c.figures[sockets]++
 		}
 	}
-	if c.figures[tcpSockets], err = w.tcpSockets(); err != nil {
+	if c.tcp, err = w.tcpSockets(); err != nil {
 		return c, err
 	}
+	c.figures[tcpSockets] = len(c.tcp)
 	metrics, err := w.Metrics(w.ctx, "/metrics")
 	if err != nil {
 		return c, err
@@ -103,9 +105,9 @@ func metric(text, name string) (int, error) {
 	return 0, fmt.Errorf("no metric %s", name)
 }
 
-// tcpSockets counts the sockets of all namespaces of the lab.
-func (w *town) tcpSockets() (int, error) {
-	n := 0
+// tcpSockets lists the sockets of all namespaces of the lab as /proc/net does.
+func (w *town) tcpSockets() ([]string, error) {
+	var out []string
 	for _, place := range w.Places() {
 		err := place.Do(func() error {
 			for _, file := range []string{"tcp", "tcp6"} {
@@ -113,10 +115,10 @@ func (w *town) tcpSockets() (int, error) {
 				if err != nil {
 					return err
 				}
-				const state, timeWait = 3, "06"
+				const local, remote, state, timeWait = 1, 2, 3, "06"
 				for lines := bufio.NewScanner(f); lines.Scan(); {
 					if fields := strings.Fields(lines.Text()); len(fields) > state && fields[0] != "sl" && fields[state] != timeWait {
-						n++
+						out = append(out, fmt.Sprintf("%s: %s to %s in state %s", place.Name, fields[local], fields[remote], fields[state]))
 					}
 				}
 				f.Close()
@@ -124,10 +126,10 @@ func (w *town) tcpSockets() (int, error) {
 			return nil
 		})
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	return n, nil
+	return out, nil
 }
 
 // bounded are figures with a ceiling of their own, which come and go: threads are Go's to make, and LRU maps forget by
@@ -185,7 +187,7 @@ func (w *town) nothingLeaked(event string) {
 			return err
 		}
 		if more := c.over(w.rest); len(more) > 0 {
-			return fmt.Errorf("%s", strings.Join(more, ", "))
+			return fmt.Errorf("%s\n%s", strings.Join(more, ", "), strings.Join(c.tcp, "\n"))
 		}
 		return nil
 	})

@@ -12,6 +12,12 @@ import (
 // connections of a mixed load, all kinds together.
 const connections = 64
 
+// perConnection is how many exchanges a connection carries that nobody can end but its client.
+const perConnection = 10
+
+// leave is how long a connection of such a load may live: a server that is on its way out waits for it.
+func leave(pause time.Duration) time.Duration { return perConnection*pause + 2*time.Second }
+
 // stream is one kind of traffic of the mix.
 type stream struct {
 	name string
@@ -22,32 +28,38 @@ type stream struct {
 }
 
 var mix = []stream{
-	{"small HTTP", web, traffic.Config{Kind: traffic.HTTP}, true},
+	{"small HTTP", web, traffic.Config{Kind: traffic.HTTP, PerConnection: 20}, true},
 	{"HTTP, a connection each", web, traffic.Config{Kind: traffic.HTTP, NewConnection: true}, true},
-	{"large bodies", web, traffic.Config{Kind: traffic.Large, Size: 256 << 10, PerConnection: 50}, true},
-	{"streaming", web, traffic.Config{Kind: traffic.Streaming, Size: 64 << 10, PerConnection: 50}, true},
-	{"WebSocket", web, traffic.Config{Kind: traffic.WebSocket, Size: 4 << 10, PerConnection: 20}, true},
-	{"TCP, proxied", proxied, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: 20}, true},
-	{"TCP, offloaded", offloaded, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: 20}, false},
-	{"TCP Service", plain, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: 20}, false},
+	{"large bodies", web, traffic.Config{Kind: traffic.Large, Size: 256 << 10, PerConnection: perConnection}, true},
+	{"streaming", web, traffic.Config{Kind: traffic.Streaming, Size: 64 << 10, PerConnection: perConnection}, true},
+	{"WebSocket", web, traffic.Config{Kind: traffic.WebSocket, Size: 4 << 10, PerConnection: perConnection}, true},
+	{"TCP, proxied", proxied, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, true},
+	{"TCP, offloaded", offloaded, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, false},
+	{"TCP Service", plain, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, false},
+}
+
+// config of n connections to the address of the given family, each of which rests for the pause after each exchange.
+func (s stream) config(family, n int, pause time.Duration) traffic.Config {
+	cfg := s.cfg
+	cfg.Addr, cfg.Host, cfg.Pause, cfg.Connections = s.to.addrs()[family%2].String(), "web", pause, n
+	cfg.Timeout = 20 * time.Second // the machine may be busy
+	cfg.Every = max(pause, 50*time.Millisecond)
+	return cfg
 }
 
 // mixed is the load of a client: every kind at once.
 type mixed struct {
 	w     *town
+	pause time.Duration
 	loads []*lab.Load
 }
 
-// load starts it and returns when every kind flows. Each connection rests for the pause after each exchange.
+// load starts it and returns when every kind flows.
 func (w *town) load(from *lab.Pod, pause time.Duration) *mixed {
 	w.t.Helper()
-	m := &mixed{w: w}
+	m := &mixed{w: w, pause: pause}
 	for i, s := range mix {
-		cfg := s.cfg
-		cfg.Addr, cfg.Host, cfg.Pause, cfg.Connections = s.to.addrs()[i%2].String(), "web", pause, connections/len(mix)
-		cfg.Timeout = 20 * time.Second // the machine may be busy
-		cfg.Every = max(pause, 50*time.Millisecond)
-		l, err := from.StartTraffic(cfg)
+		l, err := from.StartTraffic(s.config(i, connections/len(mix), pause))
 		w.must(err)
 		m.loads = append(m.loads, l)
 	}

@@ -38,7 +38,8 @@ type town struct {
 	client         *lab.Pod
 	servers        []*lab.Pod
 	agent, control *lab.Process
-	built          int // pods so far: each has addresses of its own
+	built          int             // pods so far
+	living         map[string]bool // hosts of pods that there are
 	// rest is what the agent and the kernel hold while nobody wants anything.
 	rest census
 }
@@ -69,22 +70,32 @@ func (s service) addrs() []netip.AddrPort {
 	}
 }
 
+// spec of the Service with pods behind it.
+func (s service) spec(pods []*lab.Pod) lab.ServiceSpec {
+	spec := lab.ServiceSpec{Namespace: "town", Name: s.name, Port: s.port, TargetPort: s.target, Backends: pods}
+	for _, a := range s.addrs() {
+		spec.ClusterIPs = append(spec.ClusterIPs, a.Addr())
+	}
+	return spec
+}
+
 // newTown builds it, starts everything and waits until all is in force; it lasts at most as long as said.
 func newTown(t *testing.T, atMost time.Duration, agentFlags ...string) *town {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), atMost)
 	t.Cleanup(cancel)
-	w := &town{Lab: labtest.New(t, lab.Config{NodeName: "town-1"}), t: t, ctx: ctx}
+	w := &town{Lab: labtest.New(t, lab.Config{NodeName: "town-1"}), t: t, ctx: ctx, living: map[string]bool{}}
 	w.client = w.pod("client", true)
 	w.servers = []*lab.Pod{w.server("a"), w.server("b")}
-	w.must(w.WriteXDS("clusters", lab.Cluster("web").WithIdleTimeout("1s"), lab.Cluster("echo")))
-	w.must(w.WriteXDS("routes", lab.Routes("web", lab.Route{Retry: true, Clusters: []lab.Weight{{Cluster: "web", Weight: 1}}})))
+	w.must(w.WriteXDS("clusters", lab.Cluster("web").WithIdleTimeout("1s"), lab.Cluster("echo"), lab.Cluster("four")))
+	w.routes(1)
 	echo := []lab.Weight{{Cluster: "echo", Weight: 1}}
 	w.must(w.WriteXDS("listeners", lab.HTTPListener("web", "web", web.addrs()...),
-		lab.TCPListener("proxied", echo, "/dev/null", proxied.addrs()...), lab.TCPListener("offloaded", echo, "", offloaded.addrs()...)))
+		lab.TCPListener("proxied", echo, "/dev/null", proxied.addrs()...), lab.TCPListener("offloaded", []lab.Weight{{Cluster: "four", Weight: 1}}, "", offloaded.addrs()[0])))
 	w.serveBy(w.servers...)
 	w.startControl()
 	w.agent = w.startAgent(agentFlags...)
+	w.load(w.client, 10*time.Millisecond).stop() // what is opened once, at first use, is no leak
 	w.rest = w.atRest()
 	return w
 }
@@ -96,11 +107,13 @@ func (w *town) must(err error) {
 	}
 }
 
-// pod adds one with an address of each family.
+// pod adds one with an address of each family, which nobody has and which nobody has had for as long as possible.
 func (w *town) pod(name string, enrolled bool) *lab.Pod {
 	w.t.Helper()
-	w.built++
-	n := strconv.Itoa(2 + w.built%250)
+	for w.built++; w.living[w.host()]; w.built++ {
+	}
+	n := w.host()
+	w.living[n] = true
 	spec := lab.PodSpec{Namespace: "town", Name: name + "-" + strconv.Itoa(w.built),
 		Addrs: []netip.Addr{netip.MustParseAddr("10.77.0." + n), netip.MustParseAddr("fd77::" + n)}}
 	if enrolled {
@@ -109,6 +122,16 @@ func (w *town) pod(name string, enrolled bool) *lab.Pod {
 	p, err := w.AddPod(spec)
 	w.must(err)
 	return p
+}
+
+// host is the last part of the newest pod's addresses.
+func (w *town) host() string { return strconv.Itoa(2 + w.built%250) }
+
+// remove deletes a pod.
+func (w *town) remove(p *lab.Pod) {
+	w.t.Helper()
+	w.must(p.Delete())
+	delete(w.living, p.Addr4().String()[len("10.77.0."):])
 }
 
 func (w *town) server(name string) *lab.Pod {
@@ -123,11 +146,7 @@ func (w *town) server(name string) *lab.Pod {
 func (w *town) serveBy(pods ...*lab.Pod) {
 	w.t.Helper()
 	for _, s := range []service{web, proxied, offloaded, plain} {
-		spec := lab.ServiceSpec{Namespace: "town", Name: s.name, Port: s.port, TargetPort: s.target, Backends: pods}
-		for _, a := range s.addrs() {
-			spec.ClusterIPs = append(spec.ClusterIPs, a.Addr())
-		}
-		w.must(w.SetService(spec))
+		w.must(w.SetService(s.spec(pods)))
 	}
 	endpoints := func(port uint16) (out []netip.AddrPort) {
 		for i, p := range pods {
@@ -136,14 +155,38 @@ func (w *town) serveBy(pods ...*lab.Pod) {
 		return out
 	}
 	w.must(w.WriteXDS("endpoints", lab.Endpoints("web", endpoints(webPort)...)))
-	// The kernel can't send an IPv4 socket to an IPv6 endpoint, so the TCP clusters have both of each pod.
-	var both []netip.AddrPort
+	w.must(w.WriteXDS("endpoints-echo", lab.Endpoints("echo", endpoints(echoPort)...)))
+	// Chosen at connect, where an IPv4 socket can't be sent to an IPv6 endpoint.
+	var four []netip.AddrPort
 	for _, p := range pods {
-		for _, a := range p.Addrs {
-			both = append(both, netip.AddrPortFrom(a, echoPort))
-		}
+		four = append(four, netip.AddrPortFrom(p.Addr4(), echoPort))
 	}
-	w.must(w.WriteXDS("endpoints-echo", lab.Endpoints("echo", both...)))
+	w.must(w.WriteXDS("endpoints-four", lab.Endpoints("four", four...)))
+}
+
+// routes sends everything to the one web cluster, by two shares, of which one has the weight.
+func (w *town) routes(weight int) {
+	w.t.Helper()
+	w.must(w.WriteXDS("routes", lab.Routes("web", lab.Route{Retry: true, Clusters: []lab.Weight{{Cluster: "web", Weight: weight}, {Cluster: "web", Weight: 1}}})))
+}
+
+// replaceServer puts a new pod in a server's place as Kubernetes does: the new one serves before the old one is taken
+// out of the endpoints, and the old one goes when those who had it have had time to finish.
+func (w *town) replaceServer(i int, load *mixed) {
+	w.t.Helper()
+	old := w.servers[i]
+	w.servers[i] = w.server("s")
+	w.serveBy(w.servers...)
+	time.Sleep(leave(load.pause))
+	w.remove(old)
+}
+
+// upgrade starts a second agent beside the first, which is ended when the second is ready.
+func (w *town) upgrade() {
+	w.t.Helper()
+	old := w.agent
+	w.agent = w.startAgent()
+	w.must(old.Stop(time.Minute))
 }
 
 func (w *town) startControl() {
@@ -159,7 +202,7 @@ func (w *town) startAgent(flags ...string) *lab.Process {
 	agent, err := w.StartAgent(w.ctx, flags...)
 	w.must(err)
 	w.must(w.WaitStatus(w.ctx, "the town's configuration", func(s lab.Status) bool {
-		return s.XDS.Resources["listener"] == 3 && s.XDS.Resources["cluster"] == 2 && s.XDS.Resources["endpoint"] == 2 &&
+		return s.XDS.Resources["listener"] == 3 && s.XDS.Resources["cluster"] == 3 && s.XDS.Resources["endpoint"] == 3 &&
 			s.Kubernetes.Services >= 4 && s.Pods.Enrolled >= 1 && len(s.Datapath.Errors) == 0
 	}))
 	return agent

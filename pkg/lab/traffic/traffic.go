@@ -197,10 +197,10 @@ func (g *generator) converse(ctx context.Context, conn net.Conn) {
 			return
 		}
 		g.answered(a)
+		sleep(ctx, g.cfg.Pause)
 		if a.last || g.cfg.NewConnection {
 			return
 		}
-		sleep(ctx, g.cfg.Pause)
 		if n == g.cfg.PerConnection {
 			break
 		}
