@@ -33,6 +33,7 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/nodeaddr"
 	"github.com/sockmesh/sockmesh/pkg/pod"
 	"github.com/sockmesh/sockmesh/pkg/proxy"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/service"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
 	"github.com/sockmesh/sockmesh/pkg/xds"
@@ -101,7 +102,8 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	}
 	a.logs, a.metrics = telemetry.NewLogs(), telemetry.NewMetrics()
 	a.engine, err = proxy.New(proxy.Config{
-		Concurrency: cfg.Concurrency, IO: cfg.IO, Mark: datapath.ProxyMark, OriginalDst: a.originalDst, Metrics: a.metrics, Logs: a.logs,
+		Concurrency: cfg.Concurrency, IO: cfg.IO, Mark: datapath.ProxyMark, OriginalDst: a.originalDst, StepAside: a.stepAside, Metrics: a.metrics,
+		Logs:   a.logs,
 		Logger: log.With("component", "proxy"),
 	})
 	if err != nil {
@@ -191,6 +193,14 @@ func DatapathConfig(cfg config.Config, log *slog.Logger) datapath.Config {
 func (a *Agent) originalDst(fd int) (proxy.Origin, error) {
 	addr, accelerated, err := a.datapath.OriginalDst(fd)
 	return proxy.Origin{Addr: addr, Accelerated: accelerated}, err
+}
+
+func (a *Agent) stepAside(down, up int, toServer, toClient uint64) (aside.Handle, error) {
+	h, err := a.datapath.StepAside(down, up, toServer, toClient)
+	if err != nil { // not a nil *Aside in an interface
+		return nil, err
+	}
+	return h, nil
 }
 
 // newSource makes the source of Kubernetes objects; nil: there is none.

@@ -59,6 +59,10 @@ var (
 	descAccelerated = desc("acceleration_active", "1 if sockets are redirected.")
 	descBytes       = desc("acceleration_bytes_total", "Bytes sent on sockets that the datapath watches, by the way that they took.", "path")
 	descProbe       = desc("probe_ok", "1 if the kernel does what this probe or self-test asks of it.", "probe")
+	descAside       = desc("step_aside_connections_total", "Connections through the proxy whose bytes have skipped it.")
+	descAsideBytes  = desc("step_aside_bytes_total", "Bytes that have skipped the proxy; they are among the redirected ones.")
+	descAsideBack   = desc("step_aside_returned_total", "Directions that came back to the proxy because their receiver was slow.")
+	descAsideOpen   = desc("step_aside_connections", "Open connections whose bytes may skip the proxy.")
 	descSkipped     = desc("acceleration_skipped_sockets_total", "Sockets that were not redirected.", "reason")
 	descPods        = desc("pods", "Pods of this node.", "state")
 	descKube        = desc("kubernetes_objects", "Kubernetes objects that are known.", "kind")
@@ -106,6 +110,9 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		count(descBytes, k.RedirectedBytes, "redirected")
 		count(descBytes, k.PassedBytes, "passed")
+		count(descAside, k.SteppedAside)
+		count(descAsideBytes, k.AsideBytes)
+		count(descAsideBack, k.AsideReturned)
 		count(descSkipped, k.SkippedBlocking, "blocking")
 		count(descSkipped, k.SkippedMptcp, "mptcp")
 		count(descSkipped, k.SkippedSplicing, "splicing")
@@ -114,6 +121,7 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	d := c.datapathStatus()
 	gauge(descAccelerated, one(d.Acceleration.Active))
+	gauge(descAsideOpen, float64(d.Acceleration.StepAside.Open))
 	for _, p := range d.Acceleration.Probes {
 		gauge(descProbe, one(p.OK), p.Name)
 	}

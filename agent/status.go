@@ -29,6 +29,7 @@ func (a *Agent) Status() api.Status {
 		Acceleration: api.Acceleration{
 			Mode: a.cfg.Acceleration, Active: d.Acceleration.Active, Reason: d.Acceleration.Reason, Pairs: uint64(d.Acceleration.Pairs),
 			RedirectedBytes: d.Acceleration.RedirectedBytes, PassedBytes: d.Acceleration.PassedBytes, Probes: []api.Probe{},
+			StepAside: api.StepAside(d.Acceleration.StepAside),
 		},
 		Datapath: api.Datapath{
 			Programs: []api.Program{}, Maps: mapRows(d.Datapath.Maps), Waiting: d.Reconciler.Waiting, TimedOut: d.Reconciler.TimedOut,
@@ -98,6 +99,7 @@ func (a *Agent) connections() api.Connections {
 	}
 	return api.Connections{
 		Proxied: c.Proxied, Offloaded: c.Offloaded, Service: c.Service, Passed: c.Passed, Refused: c.Refused, FailedOpen: c.FailOpen,
+		SteppedAside: c.SteppedAside,
 	}
 }
 
@@ -158,6 +160,7 @@ func (a *Agent) Sockets() ([]api.Socket, error) {
 			Cookie: s.Cookie, Netns: s.Netns, Pod: names.byCookie[s.Netns], Role: s.Role, Local: s.Local.String(), Remote: s.Remote.String(),
 			TCP: s.TCP, Redirects: s.Sends == "redirect", State: s.State, Reason: s.Reason, Peer: s.Peer,
 			Redirected: s.RedirectedBytes, Passed: s.PassedBytes,
+			Aside: s.Aside, AsideReason: s.AsideReason, AsideBytes: s.AsideBytes,
 		}
 		if s.Origin.IsValid() {
 			row.Origin = s.Origin.String()

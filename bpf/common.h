@@ -96,6 +96,27 @@ enum sm_reason {
 	SM_WHY_PEER_SPLICES, /* the application at the other end does */
 };
 
+/* struct sm_sock.aside: the proxy steps aside, and the bytes that this socket sends skip it. aside.h explains. */
+enum sm_aside_state {
+	SM_ASIDE_NONE,  /* they go to the other end of the connection */
+	SM_ASIDE_ARMED, /* they do, until nothing of them is under way in the proxy */
+	SM_ASIDE_ON,    /* they go straight to the far application's socket */
+	SM_ASIDE_OVER,  /* they did, and won't any more */
+};
+
+/* struct sm_sock.aside_reason: why not. pkg/datapath spells them out. */
+enum sm_aside_why {
+	SM_ASIDE_OK,
+	SM_ASIDE_NEAR_PLAIN,  /* the sender is not enrolled */
+	SM_ASIDE_FAR_PLAIN,   /* the receiver is not */
+	SM_ASIDE_BY_TCP,      /* the direction has gone by TCP */
+	SM_ASIDE_TAKEN,       /* the sender was handed over before */
+	SM_ASIDE_SLOW_READER, /* back in the proxy, until the receiver has read */
+	SM_ASIDE_SPLICES,     /* the receiver's application splices */
+	SM_ASIDE_FAR_GONE,    /* the receiver has closed */
+	SM_ASIDE_ENDED,       /* the proxy has ended the connection */
+};
+
 /* Addresses are bytes so that dumps are readable, and aligned so that they move as words. */
 #define SM_ALIGNED __attribute__((aligned(4)))
 
@@ -240,6 +261,39 @@ struct sm_sock {
 	__u32 window_bytes; /* since the last look at the other end's backlog: see skmsg.bpf.c */
 	__u32 window_messages;
 	__u32 smallest_mean;
+	/* What follows is explained in aside.h. */
+	__u32 aside;      /* enum sm_aside_state */
+	__u32 aside_slot;
+	struct sm_tuple route; /* the socket's own key in sm_pairs; the far socket's from SM_ASIDE_ARMED on */
+	__u64 aside_bytes;     /* of redirected_bytes, those that skipped the proxy */
+	__u64 aside_token;
+	__u64 aside_far;       /* the far socket in the kernel */
+	__u64 aside_tcp_bytes; /* sent by TCP since the hand-over */
+	__u32 aside_tcp_seq;   /* up to where those are counted */
+	__u8 aside_reason;     /* enum sm_aside_why */
+	__u8 pad[3];
+};
+
+/* One direction of a connection that the proxy hands over, shared between the kernel and the proxy's memory. A cache
+ * line, because two processors write to the two directions. */
+struct sm_aside_dir {
+	__u64 token;     /* whose it is; 0: nobody's. Written by the proxy, as is the next: */
+	__u64 forwarded; /* bytes of the sender that the proxy's far socket has taken */
+	__u64 relay;     /* that socket, in the kernel */
+	__u64 carried;   /* bytes that have skipped the proxy. Written by sm_msg, as is the next: */
+	__u64 last;      /* when the last one did: CLOCK_MONOTONIC_COARSE */
+	__u64 seen;      /* in the first of the two: has either begun? */
+	__u64 pad[2];
+};
+
+/* What the proxy asks of sm_step_aside. The first bytes are taken for an Ethernet header. */
+struct sm_aside_request {
+	__u8 header[16];
+	struct sm_tuple down; /* the proxy's sockets, by their own keys */
+	struct sm_tuple up;
+	__u64 token;
+	__u32 slot; /* of the direction from the client; the next one is the other's */
+	__u32 pad;
 };
 
 /* Outcomes. Connections are counted at connect, bytes at each message. */
@@ -270,6 +324,11 @@ struct sm_counters {
 	__u64 storage_failed;
 	__u64 spliced;          /* sockets that an application was seen to splice while they were enrolled */
 	__u64 skipped_splicing; /* sockets that were not enrolled because their application splices */
+	__u64 stepped_aside;    /* connections of which a direction has skipped the proxy */
+	__u64 aside_directions; /* times that a direction began to skip the proxy */
+	__u64 aside_returned;   /* times that one came back because its receiver was slow */
+	__u64 aside_messages;
+	__u64 aside_bytes;
 };
 
 /* An application that splices: whoever accepts on a port of a network namespace, or what connects from a container. */

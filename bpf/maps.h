@@ -155,6 +155,16 @@ struct {
 	__type(value, struct sm_counters);
 } sm_counters SEC(".maps");
 
+/* Directions that the proxy has handed over: see aside.h. It belongs to one agent, whose proxy has it in its memory, so it
+ * is not pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct sm_aside_dir);
+} aside_slots SEC(".maps");
+
 static __always_inline struct sm_config *sm_configuration(void)
 {
 	__u32 zero = 0;

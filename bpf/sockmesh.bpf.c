@@ -3,6 +3,7 @@
 #include "connect.bpf.c"
 #include "sockops.bpf.c"
 #include "skmsg.bpf.c"
+#include "aside.bpf.c"
 #include "sockopt.bpf.c"
 #include "iter.bpf.c"
 #include "splice.bpf.c"

@@ -24,6 +24,7 @@ static __always_inline void sm_enrol(struct bpf_sock_ops *ctx, struct sm_sock *s
 	}
 	st->state = SM_ENROLLED_STATE;
 	st->reason = SM_WHY_NONE;
+	st->route = *self;
 	SM_COUNT(enrolled);
 }
 

@@ -32,11 +32,22 @@ type Acceleration struct {
 	Mode   string `json:"mode"` // auto or off, as configured
 	Active bool   `json:"active"`
 	// Reason says why it is not active, or only in part.
-	Reason          string  `json:"reason"`
-	Pairs           uint64  `json:"pairs"`
-	RedirectedBytes uint64  `json:"redirected_bytes"`
-	PassedBytes     uint64  `json:"passed_bytes"`
-	Probes          []Probe `json:"probes"`
+	Reason          string `json:"reason"`
+	Pairs           uint64 `json:"pairs"`
+	RedirectedBytes uint64 `json:"redirected_bytes"`
+	PassedBytes     uint64 `json:"passed_bytes"`
+	// StepAside: connections whose bytes skip the proxy.
+	StepAside StepAside `json:"step_aside"`
+	Probes    []Probe   `json:"probes"`
+}
+
+// StepAside is about connections through the proxy whose bytes go from application to application without it.
+type StepAside struct {
+	Active   bool   `json:"active"`
+	Reason   string `json:"reason,omitempty"` // why not
+	Open     int    `json:"open"`             // connections that may skip the proxy now
+	Bytes    uint64 `json:"bytes"`            // that have; they are among the redirected ones
+	Returned uint64 `json:"returned"`         // directions that came back because their receiver was slow
 }
 
 // Probe is one kernel feature that was looked for.
@@ -149,6 +160,8 @@ type Connections struct {
 	Refused   uint64 `json:"refused"`
 	// FailedOpen: claimed connections that met no proxy and went to the address itself.
 	FailedOpen uint64 `json:"failed_open"`
+	// SteppedAside: of the proxied ones, those whose bytes skipped the proxy.
+	SteppedAside uint64 `json:"stepped_aside"`
 }
 
 // Proxy is the engine.
@@ -306,6 +319,10 @@ type Socket struct {
 	Peer       uint64 `json:"peer,omitempty"` // cookie of the other end
 	Redirected uint64 `json:"redirected_bytes"`
 	Passed     uint64 `json:"passed_bytes"`
+	// Aside: whether what it sends skips the proxy: armed (from the next moment when nothing is under way there), on, over.
+	Aside       string `json:"aside,omitempty"`
+	AsideReason string `json:"aside_reason,omitempty"` // why not
+	AsideBytes  uint64 `json:"aside_bytes"`            // of the redirected ones
 }
 
 // MapDump is GET /maps/NAME.

@@ -19,10 +19,10 @@ func newSocketsCommand(o *options) *cobra.Command {
 		Short: "Sockets that the datapath touched: redirected or not, and why",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return show(cmd, o, "/sockets", func(w io.Writer, list []api.Socket) error {
-				t := cli.NewTable("POD", "ROLE", "LOCAL", "REMOTE", "ORIGINAL", "REDIRECTED", "STATE", "SOCKET TO SOCKET", "BY TCP", "WHY")
+				t := cli.NewTable("POD", "ROLE", "LOCAL", "REMOTE", "ORIGINAL", "REDIRECTED", "STATE", "SOCKET TO SOCKET", "BY TCP", "WHY", "ASIDE", "PAST THE PROXY", "WHY NOT")
 				for _, s := range list {
 					t.Row(s.Pod, s.Role, s.Local, s.Remote, s.Origin, cli.YesNo(s.Redirects), s.State,
-						cli.Bytes(s.Redirected), cli.Bytes(s.Passed), s.Reason)
+						cli.Bytes(s.Redirected), cli.Bytes(s.Passed), s.Reason, s.Aside, cli.Bytes(s.AsideBytes), s.AsideReason)
 				}
 				return t.Write(w, "No sockets.")
 			})

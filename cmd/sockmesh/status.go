@@ -61,6 +61,12 @@ func writeStatus(w io.Writer, s api.Status) error {
 	line("Acceleration", "%s (%s)", active, s.Acceleration.Mode)
 	more("%d pairs, %s socket to socket, %s by TCP", s.Acceleration.Pairs,
 		cli.Bytes(s.Acceleration.RedirectedBytes), cli.Bytes(s.Acceleration.PassedBytes))
+	if aside := s.Acceleration.StepAside; aside.Active || aside.Bytes > 0 {
+		more("%d connections may skip the proxy now; %d have, with %s", aside.Open, s.Connections.SteppedAside, cli.Bytes(aside.Bytes))
+	}
+	if aside := s.Acceleration.StepAside; !aside.Active && s.Acceleration.Active {
+		more("- new connections don't skip the proxy: %s", aside.Reason)
+	}
 	for _, p := range s.Acceleration.Probes {
 		if !p.OK {
 			more("- %s: no: %s", p.Name, p.Detail)

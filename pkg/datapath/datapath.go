@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -38,13 +39,15 @@ type Datapath struct {
 	objs   *objects
 	probes *probeList
 	rec    *Reconciler
-	splice *spliceWatch // nil: nothing watches
-	owner  uint64       // what sm_config says while nobody else has opened the maps
+	splice *spliceWatch           // nil: nothing watches
+	owner  uint64                 // what sm_config says while nobody else has opened the maps
+	asides atomic.Pointer[asides] // nil: no connection skips the proxy
 
 	mu          sync.Mutex
 	links       map[string]link.Link // guarded by mu
 	flags       uint32               // guarded by mu; what sm_config holds
 	accelReason string               // guarded by mu; why acceleration is not active, "" if it is
+	asideReason string               // guarded by mu; why no connection skips the proxy
 	attached    bool                 // guarded by mu; false while an incompatible layout is being filled
 }
 
@@ -131,6 +134,7 @@ func (d *Datapath) start() error {
 		}
 		if err == nil {
 			want |= flagAccelerate
+			d.enableStepAside()
 		} else {
 			d.accelReason = err.Error()
 			d.log.Warn("acceleration is off", "reason", err)

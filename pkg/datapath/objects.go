@@ -33,12 +33,15 @@ type (
 	affinityKey  = sockmeshSmAffinityKey
 	affinity     = sockmeshSmAffinity
 	spliceEvent  = sockmeshSmSpliceEvent
+	asideDir     = sockmeshSmAsideDir
+	asideRequest = sockmeshSmAsideRequest
 )
 
 // Programs that the data plane can do without, each with what is lost.
 const (
-	progMsg        = sockmeshProgSmMsg     // acceleration
-	progSockets    = sockmeshProgSmSockets // `sockmesh sockets`; where the kernel refuses it, the next one
+	progMsg        = sockmeshProgSmMsg       // acceleration
+	progStepAside  = sockmeshProgSmStepAside // connections that skip the proxy
+	progSockets    = sockmeshProgSmSockets   // `sockmesh sockets`; where the kernel refuses it, the next one
 	progSockFiles  = sockmeshProgSmSockFiles
 	progGetsockopt = sockmeshProgSmGetsockopt // SO_ORIGINAL_DST for a foreign proxy
 
@@ -53,6 +56,8 @@ type objects struct {
 	progs map[string]*ebpf.Program
 	// spliceEvents is the ring of the program that notices splices; this agent's alone.
 	spliceEvents *ebpf.Map
+	// asideSlots is shared by the programs of this agent's connections and its proxy; this agent's alone.
+	asideSlots *ebpf.Map
 	// fresh: maps with configuration that were created empty, although a datapath was there before.
 	fresh bool
 	// kept says of maps that could not get the size that was asked for why.
@@ -66,8 +71,10 @@ func (o *objects) close() {
 	for _, p := range o.progs {
 		p.Close()
 	}
-	if o.spliceEvents != nil {
-		o.spliceEvents.Close()
+	for _, m := range []*ebpf.Map{o.spliceEvents, o.asideSlots} {
+		if m != nil {
+			m.Close()
+		}
 	}
 }
 
@@ -96,6 +103,8 @@ func sized(cfg Config) (*ebpf.CollectionSpec, error) {
 	for _, m := range cfg.Sizes.ByMap() {
 		spec.Maps[m.Map].MaxEntries = *m.Entries
 	}
+	// A proxied connection has four sockets and two directions.
+	spec.Maps[sockmeshMapAsideSlots].MaxEntries = max(cfg.Sizes.Pairs/2, 2)
 	return spec, nil
 }
 
@@ -114,7 +123,14 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		o.close()
 		return nil, err
 	}
-	optional := map[string]bool{progMsg: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt, progSockFiles: false}
+	if cfg.Acceleration {
+		if o.asideSlots, err = ebpf.NewMap(spec.Maps[sockmeshMapAsideSlots]); err != nil {
+			o.close()
+			return nil, fmt.Errorf("create the map of connections that skip the proxy: %w", err)
+		}
+	}
+	optional := map[string]bool{progMsg: cfg.Acceleration, progStepAside: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt,
+		progSockFiles: false}
 	var must []string
 	for name := range spec.Programs {
 		if _, ok := optional[name]; !ok && name != progSpliceEntry && name != progSplicePoint {
@@ -169,6 +185,11 @@ func (o *objects) loadPrograms(spec *ebpf.CollectionSpec, names ...string) error
 		delete(part.Maps, sockmeshMapSpliceEvents)
 	}
 	replace := map[string]*ebpf.Map{}
+	if o.asideSlots != nil {
+		replace[sockmeshMapAsideSlots] = o.asideSlots
+	} else {
+		delete(part.Maps, sockmeshMapAsideSlots)
+	}
 	for name, m := range o.maps {
 		part.Maps[name].MaxEntries = m.MaxEntries() // an adopted map may have another size
 		replace[name] = m

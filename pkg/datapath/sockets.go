@@ -67,6 +67,30 @@ var reasons = [...]string{
 	"the application at the other end splices (splice(2) never sees redirected bytes)",
 }
 
+// sm_sock.aside and sm_sock.aside_reason.
+const asideOn = 2
+
+var asideNames = [...]string{"", "armed", "on", "over"}
+
+var asideReasons = [...]string{
+	"",
+	"the sender's bytes are not redirected",
+	"the receiver can't be redirected to",
+	"its bytes have gone by TCP",
+	"the socket was handed over before",
+	"the receiver left too much unread; the proxy holds the sender back",
+	"the receiver's application splices",
+	"the receiver has closed",
+	"the proxy has ended the connection",
+}
+
+func asideReason(why uint8) string {
+	if int(why) < len(asideReasons) {
+		return asideReasons[why]
+	}
+	return fmt.Sprintf("reason %d", why)
+}
+
 // Socket is one socket that the datapath knows.
 type Socket struct {
 	Cookie uint64         `json:"cookie"`
@@ -87,7 +111,12 @@ type Socket struct {
 	Peer            uint64 `json:"peer,omitempty"`
 	RedirectedBytes uint64 `json:"redirected_bytes"` // sent by this socket, socket to socket
 	PassedBytes     uint64 `json:"passed_bytes"`     // sent by this socket by TCP while enrolled
-	Unread          uint32 `json:"unread,omitempty"` // redirected bytes that its application has not read
+	// Aside: whether the bytes that this socket sends skip the proxy: armed (as soon as none are under way there), on, over
+	// (they don't any more); empty where the proxy never asked for it.
+	Aside       string `json:"aside,omitempty"`
+	AsideReason string `json:"aside_reason,omitempty"` // why they don't
+	AsideBytes  uint64 `json:"aside_bytes,omitempty"`  // of RedirectedBytes, those that skipped the proxy
+	Unread      uint32 `json:"unread,omitempty"`       // redirected bytes that its application has not read
 }
 
 var tcpStates = [...]string{"", "established", "syn-sent", "syn-recv", "fin-wait1", "fin-wait2", "time-wait", "close", "close-wait", "last-ack", "listen", "closing", "new-syn-recv"}
@@ -171,6 +200,10 @@ func (d *Datapath) socket(row *socketRow) Socket {
 	if st.Error != 0 {
 		s.Reason += ": " + syscall.Errno(-st.Error).Error()
 	}
+	if int(st.Aside) < len(asideNames) {
+		s.Aside = asideNames[st.Aside]
+	}
+	s.AsideReason, s.AsideBytes = asideReason(st.AsideReason), st.AsideBytes
 	switch st.Latch {
 	case latchRedirect:
 		s.Sends = "redirect"

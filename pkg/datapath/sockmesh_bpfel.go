@@ -36,6 +36,43 @@ type sockmeshSmApp struct {
 	Pad2   uint32
 }
 
+type sockmeshSmAsideDir struct {
+	_         structs.HostLayout
+	Token     uint64
+	Forwarded uint64
+	Relay     uint64
+	Carried   uint64
+	Last      uint64
+	Seen      uint64
+	Pad       [2]uint64
+}
+
+type sockmeshSmAsideRequest struct {
+	_      structs.HostLayout
+	Header [16]uint8
+	Down   struct {
+		_          structs.HostLayout
+		Local      [16]uint8
+		Remote     [16]uint8
+		Netns      uint64
+		LocalPort  uint16
+		RemotePort uint16
+		Pad        uint32
+	}
+	Up struct {
+		_          structs.HostLayout
+		Local      [16]uint8
+		Remote     [16]uint8
+		Netns      uint64
+		LocalPort  uint16
+		RemotePort uint16
+		Pad        uint32
+	}
+	Token uint64
+	Slot  uint32
+	Pad   uint32
+}
+
 type sockmeshSmBackend struct {
 	_    structs.HostLayout
 	Addr [16]uint8
@@ -94,6 +131,11 @@ type sockmeshSmCounters struct {
 	StorageFailed      uint64
 	Spliced            uint64
 	SkippedSplicing    uint64
+	SteppedAside       uint64
+	AsideDirections    uint64
+	AsideReturned      uint64
+	AsideMessages      uint64
+	AsideBytes         uint64
 }
 
 type sockmeshSmFrontendKey struct {
@@ -167,6 +209,16 @@ type sockmeshSmSock struct {
 	WindowBytes     uint32
 	WindowMessages  uint32
 	SmallestMean    uint32
+	Aside           uint32
+	AsideSlot       uint32
+	Route           sockmeshSmTuple
+	AsideBytes      uint64
+	AsideToken      uint64
+	AsideFar        uint64
+	AsideTcpBytes   uint64
+	AsideTcpSeq     uint32
+	AsideReason     uint8
+	Pad             [3]uint8
 }
 
 type sockmeshSmSocketRow struct {
@@ -187,6 +239,24 @@ type sockmeshSmSocketRow struct {
 		WindowBytes     uint32
 		WindowMessages  uint32
 		SmallestMean    uint32
+		Aside           uint32
+		AsideSlot       uint32
+		Route           struct {
+			_          structs.HostLayout
+			Local      [16]uint8
+			Remote     [16]uint8
+			Netns      uint64
+			LocalPort  uint16
+			RemotePort uint16
+			Pad        uint32
+		}
+		AsideBytes    uint64
+		AsideToken    uint64
+		AsideFar      uint64
+		AsideTcpBytes uint64
+		AsideTcpSeq   uint32
+		AsideReason   uint8
+		Pad           [3]uint8
 	}
 	Local      [16]uint8
 	Remote     [16]uint8
@@ -266,39 +336,43 @@ type sockmeshSmTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sockmeshMapSmAffinity        = "sm_affinity"
-	sockmeshMapSmBackends        = "sm_backends"
-	sockmeshMapSmClaims          = "sm_claims"
-	sockmeshMapSmConfig          = "sm_config"
-	sockmeshMapSmCounters        = "sm_counters"
-	sockmeshMapSmFrontends       = "sm_frontends"
-	sockmeshMapSmLocal           = "sm_local"
-	sockmeshMapSmMembers         = "sm_members"
-	sockmeshMapSmNetns           = "sm_netns"
-	sockmeshMapSmNosplice        = "sm_nosplice"
-	sockmeshMapSmOrigin          = "sm_origin"
-	sockmeshMapSmOutside         = "sm_outside"
-	sockmeshMapSmPairs           = "sm_pairs"
-	sockmeshMapSmSlots           = "sm_slots"
-	sockmeshMapSmSock            = "sm_sock"
-	sockmeshMapSmSources         = "sm_sources"
-	sockmeshMapSmSpliced         = "sm_spliced"
-	sockmeshMapSmSplicing        = "sm_splicing"
-	sockmeshMapSpliceEvents      = "splice_events"
-	sockmeshProgSmConnect4       = "sm_connect4"
-	sockmeshProgSmConnect6       = "sm_connect6"
-	sockmeshProgSmGetpeer4       = "sm_getpeer4"
-	sockmeshProgSmGetpeer6       = "sm_getpeer6"
-	sockmeshProgSmGetsockopt     = "sm_getsockopt"
-	sockmeshProgSmMsg            = "sm_msg"
-	sockmeshProgSmSockFiles      = "sm_sock_files"
-	sockmeshProgSmSockets        = "sm_sockets"
-	sockmeshProgSmSockops        = "sm_sockops"
-	sockmeshProgSmSpliceEntry    = "sm_splice_entry"
-	sockmeshProgSmSplicePoint    = "sm_splice_point"
-	sockmeshVarSmHasSetRetval    = "sm_has_set_retval"
-	sockmeshVarSmSocketRowType   = "sm_socket_row_type"
-	sockmeshVarSmSpliceEventType = "sm_splice_event_type"
+	sockmeshMapAsideSlots         = "aside_slots"
+	sockmeshMapSmAffinity         = "sm_affinity"
+	sockmeshMapSmBackends         = "sm_backends"
+	sockmeshMapSmClaims           = "sm_claims"
+	sockmeshMapSmConfig           = "sm_config"
+	sockmeshMapSmCounters         = "sm_counters"
+	sockmeshMapSmFrontends        = "sm_frontends"
+	sockmeshMapSmLocal            = "sm_local"
+	sockmeshMapSmMembers          = "sm_members"
+	sockmeshMapSmNetns            = "sm_netns"
+	sockmeshMapSmNosplice         = "sm_nosplice"
+	sockmeshMapSmOrigin           = "sm_origin"
+	sockmeshMapSmOutside          = "sm_outside"
+	sockmeshMapSmPairs            = "sm_pairs"
+	sockmeshMapSmSlots            = "sm_slots"
+	sockmeshMapSmSock             = "sm_sock"
+	sockmeshMapSmSources          = "sm_sources"
+	sockmeshMapSmSpliced          = "sm_spliced"
+	sockmeshMapSmSplicing         = "sm_splicing"
+	sockmeshMapSpliceEvents       = "splice_events"
+	sockmeshProgSmConnect4        = "sm_connect4"
+	sockmeshProgSmConnect6        = "sm_connect6"
+	sockmeshProgSmGetpeer4        = "sm_getpeer4"
+	sockmeshProgSmGetpeer6        = "sm_getpeer6"
+	sockmeshProgSmGetsockopt      = "sm_getsockopt"
+	sockmeshProgSmMsg             = "sm_msg"
+	sockmeshProgSmSockFiles       = "sm_sock_files"
+	sockmeshProgSmSockets         = "sm_sockets"
+	sockmeshProgSmSockops         = "sm_sockops"
+	sockmeshProgSmSpliceEntry     = "sm_splice_entry"
+	sockmeshProgSmSplicePoint     = "sm_splice_point"
+	sockmeshProgSmStepAside       = "sm_step_aside"
+	sockmeshVarSmAsideDirType     = "sm_aside_dir_type"
+	sockmeshVarSmAsideRequestType = "sm_aside_request_type"
+	sockmeshVarSmHasSetRetval     = "sm_has_set_retval"
+	sockmeshVarSmSocketRowType    = "sm_socket_row_type"
+	sockmeshVarSmSpliceEventType  = "sm_splice_event_type"
 )
 
 // loadSockmesh returns the embedded CollectionSpec for sockmesh.
@@ -354,12 +428,14 @@ type sockmeshProgramSpecs struct {
 	SmSockops     *ebpf.ProgramSpec `ebpf:"sm_sockops"`
 	SmSpliceEntry *ebpf.ProgramSpec `ebpf:"sm_splice_entry"`
 	SmSplicePoint *ebpf.ProgramSpec `ebpf:"sm_splice_point"`
+	SmStepAside   *ebpf.ProgramSpec `ebpf:"sm_step_aside"`
 }
 
 // sockmeshMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshMapSpecs struct {
+	AsideSlots   *ebpf.MapSpec `ebpf:"aside_slots"`
 	SmAffinity   *ebpf.MapSpec `ebpf:"sm_affinity"`
 	SmBackends   *ebpf.MapSpec `ebpf:"sm_backends"`
 	SmClaims     *ebpf.MapSpec `ebpf:"sm_claims"`
@@ -385,9 +461,11 @@ type sockmeshMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshVariableSpecs struct {
-	SmHasSetRetval    *ebpf.VariableSpec `ebpf:"sm_has_set_retval"`
-	SmSocketRowType   *ebpf.VariableSpec `ebpf:"sm_socket_row_type"`
-	SmSpliceEventType *ebpf.VariableSpec `ebpf:"sm_splice_event_type"`
+	SmAsideDirType     *ebpf.VariableSpec `ebpf:"sm_aside_dir_type"`
+	SmAsideRequestType *ebpf.VariableSpec `ebpf:"sm_aside_request_type"`
+	SmHasSetRetval     *ebpf.VariableSpec `ebpf:"sm_has_set_retval"`
+	SmSocketRowType    *ebpf.VariableSpec `ebpf:"sm_socket_row_type"`
+	SmSpliceEventType  *ebpf.VariableSpec `ebpf:"sm_splice_event_type"`
 }
 
 // sockmeshObjects contains all objects after they have been loaded into the kernel.
@@ -410,6 +488,7 @@ func (o *sockmeshObjects) Close() error {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshMaps struct {
+	AsideSlots   *ebpf.Map `ebpf:"aside_slots"`
 	SmAffinity   *ebpf.Map `ebpf:"sm_affinity"`
 	SmBackends   *ebpf.Map `ebpf:"sm_backends"`
 	SmClaims     *ebpf.Map `ebpf:"sm_claims"`
@@ -433,6 +512,7 @@ type sockmeshMaps struct {
 
 func (m *sockmeshMaps) Close() error {
 	return _SockmeshClose(
+		m.AsideSlots,
 		m.SmAffinity,
 		m.SmBackends,
 		m.SmClaims,
@@ -459,9 +539,11 @@ func (m *sockmeshMaps) Close() error {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshVariables struct {
-	SmHasSetRetval    *ebpf.Variable `ebpf:"sm_has_set_retval"`
-	SmSocketRowType   *ebpf.Variable `ebpf:"sm_socket_row_type"`
-	SmSpliceEventType *ebpf.Variable `ebpf:"sm_splice_event_type"`
+	SmAsideDirType     *ebpf.Variable `ebpf:"sm_aside_dir_type"`
+	SmAsideRequestType *ebpf.Variable `ebpf:"sm_aside_request_type"`
+	SmHasSetRetval     *ebpf.Variable `ebpf:"sm_has_set_retval"`
+	SmSocketRowType    *ebpf.Variable `ebpf:"sm_socket_row_type"`
+	SmSpliceEventType  *ebpf.Variable `ebpf:"sm_splice_event_type"`
 }
 
 // sockmeshPrograms contains all programs after they have been loaded into the kernel.
@@ -479,6 +561,7 @@ type sockmeshPrograms struct {
 	SmSockops     *ebpf.Program `ebpf:"sm_sockops"`
 	SmSpliceEntry *ebpf.Program `ebpf:"sm_splice_entry"`
 	SmSplicePoint *ebpf.Program `ebpf:"sm_splice_point"`
+	SmStepAside   *ebpf.Program `ebpf:"sm_step_aside"`
 }
 
 func (p *sockmeshPrograms) Close() error {
@@ -494,6 +577,7 @@ func (p *sockmeshPrograms) Close() error {
 		p.SmSockops,
 		p.SmSpliceEntry,
 		p.SmSplicePoint,
+		p.SmStepAside,
 	)
 }
 

@@ -166,8 +166,12 @@ func (w *spliceWatch) settle(open map[tupleKey]*openSplice) {
 		return
 	}
 	byKey := make(map[tupleKey]*socketRow, len(rows))
+	skipped := map[tupleKey]bool{} // sockets that are sent to from past the proxy
 	for i := range rows {
 		byKey[rowKey(&rows[i])] = &rows[i]
+		if rows[i].State.Aside == asideOn {
+			skipped[rows[i].State.Route] = true
+		}
 	}
 	for key, o := range open {
 		self, peer := byKey[key], byKey[mirror(key)]
@@ -177,6 +181,8 @@ func (w *spliceWatch) settle(open map[tupleKey]*openSplice) {
 			if !w.cut(self, peer, o) {
 				continue // another agent's, or nobody's
 			}
+		case skipped[key]:
+			continue // until that sender's next message, which goes to the proxy
 		case peer == nil || peer.State.State != stateEnrolled || peer.State.Latch == latchPass:
 			// Nothing more will be redirected to it, and nothing is under way: the latch changed after the last message.
 			if err := w.d.objs.pairs().Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

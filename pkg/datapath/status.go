@@ -11,13 +11,15 @@ import (
 
 // AccelerationStatus is the "acceleration" object of `sockmesh status`.
 type AccelerationStatus struct {
-	Mode            string  `json:"mode"` // auto, off
-	Active          bool    `json:"active"`
-	Reason          string  `json:"reason,omitempty"`
-	Pairs           int     `json:"pairs"`
-	RedirectedBytes uint64  `json:"redirected_bytes"`
-	PassedBytes     uint64  `json:"passed_bytes"`
-	Probes          []Probe `json:"probes"`
+	Mode            string `json:"mode"` // auto, off
+	Active          bool   `json:"active"`
+	Reason          string `json:"reason,omitempty"`
+	Pairs           int    `json:"pairs"`
+	RedirectedBytes uint64 `json:"redirected_bytes"`
+	PassedBytes     uint64 `json:"passed_bytes"`
+	// StepAside: connections whose bytes skip the proxy.
+	StepAside StepAsideStatus `json:"step_aside"`
+	Probes    []Probe         `json:"probes"`
 }
 
 // ProgramStatus is one program and where it is attached.
@@ -58,6 +60,8 @@ type Connections struct {
 	Refused    uint64 `json:"refused"`
 	FailOpen   uint64 `json:"fail_open"`
 	FailClosed uint64 `json:"fail_closed"`
+	// SteppedAside: of the proxied ones, those whose bytes skipped the proxy.
+	SteppedAside uint64 `json:"stepped_aside"`
 }
 
 // Counters are the totals since the maps were made, summed over the CPUs. bpf/common.h has the same list.
@@ -88,6 +92,11 @@ type Counters struct {
 	StorageFailed      uint64 `json:"storage_failed"`
 	Spliced            uint64 `json:"spliced"`          // enrolled sockets that their application spliced
 	SkippedSplicing    uint64 `json:"skipped_splicing"` // sockets not enrolled because their application splices
+	SteppedAside       uint64 `json:"stepped_aside"`    // connections of which a direction has skipped the proxy
+	AsideDirections    uint64 `json:"aside_directions"` // times that a direction began to
+	AsideReturned      uint64 `json:"aside_returned"`   // times that one came back because its receiver was slow
+	AsideMessages      uint64 `json:"aside_messages"`
+	AsideBytes         uint64 `json:"aside_bytes"`
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.
@@ -132,12 +141,13 @@ func (d *Datapath) Status() Status {
 	s := Status{
 		Acceleration: AccelerationStatus{
 			Mode: "off", Pairs: countEntries(d.objs.pairs()) / 2,
-			RedirectedBytes: c.RedirectedBytes, PassedBytes: c.PassedBytes, Probes: d.Probes(),
+			RedirectedBytes: c.RedirectedBytes, PassedBytes: c.PassedBytes, StepAside: d.stepAsideStatus(&c), Probes: d.Probes(),
 		},
 		Datapath: ObjectStatus{Cgroup: d.cfg.CgroupRoot, Programs: d.programs(), Maps: d.Maps()},
 		Connections: Connections{
 			Proxied: c.Proxied, Offloaded: c.Offloaded, Service: c.Service, Passed: c.Passed,
 			Refused: c.Refused + c.FailClosed, FailOpen: c.FailOpen, FailClosed: c.FailClosed,
+			SteppedAside: c.SteppedAside,
 		},
 		Reconciler: d.rec.Status(),
 	}
@@ -203,6 +213,9 @@ func (d *Datapath) programs() []ProgramStatus {
 	}
 	if p := d.objs.progs[progMsg]; p != nil {
 		out = append(out, ProgramStatus{Name: progMsg, Attach: "sm_pairs (SkMsgVerdict)", ID: progID(p)})
+	}
+	if p := d.objs.progs[progStepAside]; p != nil {
+		out = append(out, ProgramStatus{Name: progStepAside, Attach: "run by the proxy", ID: progID(p)})
 	}
 	for name, attach := range map[string]string{progSpliceEntry: "fentry tcp_splice_read", progSplicePoint: "tracepoint tcp_rcv_space_adjust"} {
 		if p := d.objs.progs[name]; p != nil {

@@ -11,8 +11,8 @@
 // connections, routes and clusters change together, and a connection that stays open learns its listener's new
 // routes at that moment too. What a change doesn't mention isn't touched.
 //
-// The package knows nothing of Kubernetes or of BPF maps: pods, listening sockets and the way to an original
-// destination are handed in.
+// The package knows nothing of Kubernetes or of BPF maps: pods, listening sockets, the way to an original
+// destination and that past the proxy are handed in.
 package proxy
 
 import (
@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
@@ -74,6 +75,10 @@ type Config struct {
 	Mark uint32
 	// OriginalDst looks up where an accepted connection wanted to go. Called on the loops, must not block.
 	OriginalDst func(fd int) (Origin, error)
+	// StepAside lets the bytes of a connection skip the proxy, where that has nothing more to look at; nil: never.
+	// StepAsideAfter is after how many pieces of data it is asked; 0 takes the project's own choice.
+	StepAside      aside.Func
+	StepAsideAfter int
 	// NewHTTP makes a loop's HTTP server; nil takes the project's own.
 	NewHTTP func(*Worker) HTTPServer
 

@@ -62,15 +62,21 @@ func newNetns(t testing.TB) (f *os.File) {
 	return f
 }
 
-func newWorld(t testing.TB) *world {
-	t.Helper()
-	w := &world{pod: newNetns(t), server: newNetns(t)}
+// newWorldOf is the world in two namespaces that are there.
+func newWorldOf(pod, server *os.File) *world {
+	w := &world{pod: pod, server: server}
 	for _, s := range []string{"10.98.0.1", "fd98::1"} {
 		w.podIPs = append(w.podIPs, netip.MustParseAddr(s))
 	}
 	for _, s := range []string{"10.98.0.2", "fd98::2"} {
 		w.serverIPs = append(w.serverIPs, netip.MustParseAddr(s))
 	}
+	return w
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := newWorldOf(newNetns(t), newNetns(t))
 	inNetns(t, w.pod, func() error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(w.server.Fd()))})
 	})

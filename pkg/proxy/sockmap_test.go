@@ -27,6 +27,14 @@ type hooked struct {
 	*world
 	d *datapath.Datapath
 	e *Engine
+	setup
+}
+
+// setup is what a test may change before anything starts.
+type setup struct {
+	engine   Config
+	datapath datapath.Config
+	chain    *mesh.FilterChain // of every listener
 }
 
 func cookie(t testing.TB, f *os.File) (c uint64) {
@@ -42,7 +50,15 @@ func cookie(t testing.TB, f *os.File) (c uint64) {
 	return c
 }
 
-func newHooked(t *testing.T, bufferLimit uint32, accelerate bool) *hooked {
+func newHooked(t *testing.T, bufferLimit uint32, accelerate bool, change ...func(*setup)) *hooked {
+	t.Helper()
+	h := newStage(t, accelerate, change...)
+	h.start(t, bufferLimit)
+	return h
+}
+
+// newStage is everything but the datapath and the engine.
+func newStage(t *testing.T, accelerate bool, change ...func(*setup)) *hooked {
 	t.Helper()
 	h := &hooked{world: newWorld(t)}
 	root, err := datapath.FindCgroupRoot()
@@ -65,28 +81,44 @@ func newHooked(t *testing.T, bufferLimit uint32, accelerate bool) *hooked {
 			t.Error(err)
 		}
 	})
-	cfg := datapath.Config{
+	h.datapath = datapath.Config{
 		CgroupRoot: cg, BPFFS: filepath.Join(t.TempDir(), "bpf"), Acceleration: accelerate, SyncTimeout: time.Hour, DriftInterval: time.Hour,
 		Logger: slog.New(slog.DiscardHandler),
 		Sizes:  datapath.Sizes{Frontends: 64, Backends: 64, Slots: 64, Claims: 64, Pods: 64, Locals: 64, Origins: 4096, Pairs: 4096},
 	}
 	t.Cleanup(func() {
-		if err := datapath.Cleanup(cfg); err != nil {
+		if err := datapath.Cleanup(h.datapath); err != nil {
 			t.Error(err)
 		}
 	})
-	if h.d, err = datapath.Open(cfg); err != nil {
+	h.prepare()
+	for _, c := range change {
+		c(&h.setup)
+	}
+	return h
+}
+
+// prepare sets up the engine and what its listeners do.
+func (h *hooked) prepare() {
+	h.chain = tcpChain(to("orig"))
+	h.engine = Config{Mark: datapath.ProxyMark, OriginalDst: func(fd int) (Origin, error) {
+		addr, accelerated, err := h.d.OriginalDst(fd)
+		return Origin{Addr: addr, Accelerated: accelerated}, err
+	}}
+}
+
+// start opens the datapath and starts the engine on it.
+func (h *hooked) start(t testing.TB, bufferLimit uint32) {
+	t.Helper()
+	var err error
+	if h.d, err = datapath.Open(h.datapath); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.d.Close() })
-
-	h.e = startEngine(t, Config{Mark: datapath.ProxyMark, OriginalDst: func(fd int) (Origin, error) {
-		addr, accelerated, err := h.d.OriginalDst(fd)
-		return Origin{Addr: addr, Accelerated: accelerated}, err
-	}})
+	h.e = startEngine(t, h.engine)
 	var listeners []*mesh.Listener
-	for _, addr := range []string{"0.0.0.0:8080", "[::]:8080"} {
-		l := listener(t, "l"+addr, addr, false, tcpChain(to("orig")))
+	for _, addr := range []string{"0.0.0.0:8080", "[::]:8080", "0.0.0.0:8081", "[::]:8081", "0.0.0.0:8082", "[::]:8082"} {
+		l := listener(t, "l"+addr, addr, false, h.chain)
 		l.BufferLimit = bufferLimit
 		listeners = append(listeners, l)
 	}
@@ -111,7 +143,6 @@ func newHooked(t *testing.T, bufferLimit uint32, accelerate bool) *hooked {
 	if err := r.Flush(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	return h
 }
 
 func TestRandomConversationsBehindTheHooksAreThoseOfPlainTCP(t *testing.T) {

@@ -19,9 +19,7 @@ import (
 const tcpPort = 9000
 
 // programs are what this executable is inside the pods: wrk and nginx are not made for plain TCP.
-var programs = map[string]func([]string) error{
-	"tcp-server": tcpServer, "tcp-client": tcpClient, "floor": floor, "open-loop": openLoopClient, "idle-client": idleClient,
-}
+var programs = map[string]func([]string) error{"tcp-server": tcpServer, "tcp-client": tcpClient, "floor": floor}
 
 // tcpServer echoes to clients whose first byte is 'e', and only reads from the others.
 func tcpServer([]string) error {

@@ -32,7 +32,10 @@ var checks = []check{
 	{"selftest_fionread_plain", false, "an application that asks FIONREAD reads 0 where a direction went back to TCP, so directions towards applications go back late", fionreadPlain},
 	{"selftest_foreign_sockmap", false, "another tool's sockmap may take our sockets over", foreignSockmap},
 	{"selftest_splice", true, "", spliceTurnsToTCP},
+	{stepAsideCheck, false, "all bytes of proxied connections pass the proxy", stepAside},
 }
+
+const stepAsideCheck = "selftest_step_aside"
 
 // Run tries everything and tells what came of it. It takes some tens of milliseconds.
 func Run(ctx context.Context, d *datapath.Datapath) []datapath.Probe {
@@ -40,8 +43,8 @@ func Run(ctx context.Context, d *datapath.Datapath) []datapath.Probe {
 	return probes
 }
 
-// Guard runs the self-test and switches acceleration off if something vital fails, with the reason in status and in
-// the log. It does nothing while acceleration is off anyway.
+// Guard runs the self-test and switches acceleration off if something vital fails, or that part of it that fails, with
+// the reason in status and in the log. It does nothing while acceleration is off anyway.
 func Guard(ctx context.Context, d *datapath.Datapath, log *slog.Logger) error {
 	if !d.Accelerating() {
 		return nil
@@ -49,6 +52,12 @@ func Guard(ctx context.Context, d *datapath.Datapath, log *slog.Logger) error {
 	start := time.Now()
 	probes, failure := run(ctx, d)
 	d.AddProbes(probes)
+	for _, p := range probes {
+		if p.Name == stepAsideCheck && !p.OK && d.StepsAside() {
+			log.Warn("no connection's bytes will skip the proxy: the self-test found that this kernel can't be trusted with it", "reason", p.Detail)
+			d.DisableStepAside("self-test: " + p.Detail)
+		}
+	}
 	if failure == nil {
 		log.Info("redirected sockets behave as TCP does on this kernel", "checks", len(probes), "took", time.Since(start))
 		return nil

@@ -112,3 +112,22 @@ func TestNothingIsTriedWithoutAcceleration(t *testing.T) {
 		}
 	}
 }
+
+// Where handing over doesn't work, only that is switched off. Here there is room for one pair of redirected sockets, and it
+// takes two.
+func TestOnlySteppingAsideIsSwitchedOffWhereOnlyThatFails(t *testing.T) {
+	d := open(t, func(c *datapath.Config) { c.Sizes.Pairs = 2 })
+	if !d.StepsAside() {
+		t.Fatal("it is off from the start")
+	}
+	if err := Guard(context.Background(), d, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	s := d.Status().Acceleration
+	if !s.Active || s.Reason != "" {
+		t.Errorf("acceleration: active %v, %q", s.Active, s.Reason)
+	}
+	if s.StepAside.Active || !strings.Contains(s.StepAside.Reason, "self-test") {
+		t.Errorf("stepping aside: %+v", s.StepAside)
+	}
+}

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -100,6 +101,9 @@ type Conn struct {
 	closeMark  uint64
 	read       uint64
 	written    uint64
+	shown      *atomic.Uint64 // where written is shown, see ShowWritten
+	shownPlus  uint64
+	unshown    func()
 	local      netip.AddrPort
 	remote     netip.AddrPort
 	connectErr error
@@ -167,6 +171,18 @@ func (c *Conn) BytesRead() uint64 { return c.read }
 
 // BytesWritten counts what the kernel took.
 func (c *Conn) BytesWritten() uint64 { return c.written }
+
+// ShowWritten keeps BytesWritten plus an offset in *at, for somebody outside the loop: whenever the kernel has taken
+// bytes, *at says so before anything else happens. before is called once, before the socket is closed, whatever closes
+// it.
+func (c *Conn) ShowWritten(at *atomic.Uint64, plus uint64, before func()) {
+	if c.state == stateDead {
+		before()
+		return
+	}
+	c.shown, c.shownPlus, c.unshown = at, plus, before
+	at.Store(c.written + plus)
+}
 
 // Buffered is how many written bytes the kernel hasn't taken yet.
 func (c *Conn) Buffered() int { return c.outLen }

@@ -277,8 +277,7 @@ func (l *Loop) sent(c *Conn, n, total int) int {
 		l.stats.syscalls++
 		switch errno {
 		case 0:
-			c.written += uint64(sent)
-			l.stats.bytesWritten += uint64(sent)
+			c.took(sent)
 			if sent < total {
 				l.block(c)
 			}
@@ -294,6 +293,15 @@ func (l *Loop) sent(c *Conn, n, total int) int {
 			l.writeFailed(c, errno)
 			return 0
 		}
+	}
+}
+
+// took counts what the kernel has taken.
+func (c *Conn) took(n int) {
+	c.written += uint64(n)
+	c.l.stats.bytesWritten += uint64(n)
+	if c.shown != nil {
+		c.shown.Store(c.written + c.shownPlus)
 	}
 }
 
@@ -433,6 +441,11 @@ func (l *Loop) kill(c *Conn, err error) {
 }
 
 func (l *Loop) bury(c *Conn) {
+	if c.shown != nil {
+		c.shown = nil
+		c.unshown()
+		c.unshown = nil
+	}
 	if c.fd >= 0 {
 		l.backend.release(c)
 		c.fd = -1

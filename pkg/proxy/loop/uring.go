@@ -267,8 +267,7 @@ func (u *uring) landed(index int32, res int32) {
 	}
 	switch errno := syscall.Errno(-res); {
 	case res >= 0:
-		c.written += uint64(res)
-		l.stats.bytesWritten += uint64(res)
+		c.took(int(res))
 		c.discard(int(res))
 		l.flush(c)
 	case errno == unix.EAGAIN, errno == unix.EINTR:

@@ -49,6 +49,7 @@ func (ses *session) onTimer() {
 		ses.active = now
 	}
 	ses.carried = carried
+	ses.active = max(ses.active, ses.aside.Active(ses.s.deps.Loop))
 	if d := ses.proxy.IdleTimeout; d > 0 && now-ses.active >= int64(d) {
 		ses.rec.Flags |= telemetry.SI
 		ses.rec.TerminationDetails = "idle_timeout"
@@ -85,7 +86,7 @@ func (ses *session) reportBytes() {
 	if st == nil || !ses.up.opened {
 		return
 	}
-	sent, rx := ses.down.conn.BytesWritten(), ses.down.conn.BytesRead()
+	sent, rx := ses.sent(), ses.received()
 	if sent != ses.toldSent || rx != ses.toldRx {
 		st.TCPBytes(&ses.handle, &ses.rec, sent-ses.toldSent, rx-ses.toldRx)
 		ses.toldSent, ses.toldRx = sent, rx
@@ -104,7 +105,7 @@ func (ses *session) finish() {
 	r := &ses.rec
 	now := ses.s.deps.Loop.Now()
 	r.End, r.DownstreamEnd = now, now
-	r.BytesReceived, r.BytesSent = ses.down.conn.BytesRead(), ses.down.conn.BytesWritten()
+	r.BytesReceived, r.BytesSent = ses.received(), ses.sent()
 	ses.reportBytes()
 	if st := ses.s.deps.Shard; st != nil && ses.up.opened {
 		st.TCPClosed(&ses.handle, r)

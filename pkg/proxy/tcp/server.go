@@ -10,8 +10,9 @@
 // whose receiver is slow stops its sender, by pausing the read, once the receiver's pending output passes the
 // high watermark: a session holds two of those at most.
 //
-// Per direction the bytes received and handed to the far socket are counted exactly (loop.Conn): that is what
-// lets the kernel take over an established pair later at a known byte.
+// Once a connection has shown that it goes on, the datapath is asked to carry its bytes past the proxy (package aside).
+// Whether it does, when, and for how long is its own affair: what comes to the proxy is forwarded, and what was carried
+// without it counts for the log, the metrics and the idle clock as if it had come.
 package tcp
 
 import (
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
@@ -37,6 +39,10 @@ type Deps struct {
 	// Shard and Logs may be nil: no metrics, no access logs.
 	Shard *telemetry.Shard
 	Logs  *telemetry.Logs
+	// StepAside lets bytes skip the proxy; nil: never. StepAsideAfter is after how many pieces of data; 0 means 3, so that a
+	// question and its answer alone are not worth the asking.
+	StepAside      aside.Func
+	StepAsideAfter int
 	// Mark of upstream sockets.
 	Mark   uint32
 	Logger *slog.Logger
@@ -67,6 +73,9 @@ type Stats struct {
 
 // NewServer returns the server of a loop.
 func NewServer(deps Deps) *Server {
+	if deps.StepAsideAfter <= 0 {
+		deps.StepAsideAfter = 3
+	}
 	if deps.Logger == nil {
 		deps.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
@@ -29,6 +30,8 @@ type session struct {
 	tried    [maxTried]*upstream.Host
 
 	down, up side
+	pieces   int // of data that came through the proxy
+	aside    aside.Pair
 
 	timer   loop.Timer
 	active  int64 // when bytes last arrived
@@ -170,7 +173,28 @@ func (d *side) OnData(c *loop.Conn, b []byte) int {
 	if to.AboveHigh() {
 		c.PauseRead()
 	}
+	if ses.pieces++; ses.pieces == ses.s.deps.StepAsideAfter && ses.s.deps.StepAside != nil {
+		ses.stepAside()
+	}
 	return len(b)
+}
+
+// stepAside lets the bytes to come skip the proxy, if they can.
+func (ses *session) stepAside() {
+	down, up := ses.down.conn, ses.up.conn
+	if ses.down.over || ses.up.over || down.Closed() || up.Closed() {
+		return
+	}
+	ses.aside.Step(ses.s.deps.StepAside, down, up, aside.Lead{})
+}
+
+// received and sent are the bytes from and to the client, however they went.
+func (ses *session) received() uint64 {
+	return ses.down.conn.BytesRead() + ses.aside.Carried(aside.ToServer)
+}
+
+func (ses *session) sent() uint64 {
+	return ses.down.conn.BytesWritten() + ses.aside.Carried(aside.ToClient)
 }
 
 // OnDrained implements loop.Handler: this side takes bytes again, so the other may be read again.
@@ -226,7 +250,8 @@ func (ses *session) upstreamClosed(c *loop.Conn, err error) bool {
 	h.ActiveConns--
 	h.ActiveRequests--
 	ses.cluster.Release(upstream.Connections, 0)
-	ses.rec.UpstreamBytesSent, ses.rec.UpstreamBytesReceived = c.BytesWritten(), c.BytesRead()
+	ses.rec.UpstreamBytesSent = c.BytesWritten() + ses.aside.Carried(aside.ToServer)
+	ses.rec.UpstreamBytesReceived = c.BytesRead() + ses.aside.Carried(aside.ToClient)
 	if st := ses.s.deps.Shard; st != nil && ses.up.opened {
 		st.Stats.UpstreamClosed++
 	}

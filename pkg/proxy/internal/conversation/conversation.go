@@ -35,6 +35,7 @@ const (
 type Part struct {
 	Pieces []int
 	Rests  []time.Duration
+	Awaits []int         // before each piece: how many of the other side's bytes must have come; nil: none
 	Slow   time.Duration // after each read
 	End    Ending
 	Seed   byte
@@ -95,6 +96,9 @@ func (p *Part) play(c *net.TCPConn, peer *Part, got, peerGot *atomic.Int64) Outc
 	data := p.Bytes()
 	var failed error
 	for i, n := range p.Pieces {
+		if p.Awaits != nil {
+			await(got, p.Awaits[i], read)
+		}
 		if _, failed = c.Write(data[:n]); failed != nil {
 			break
 		}
@@ -124,6 +128,17 @@ func (p *Part) play(c *net.TCPConn, peer *Part, got, peerGot *atomic.Int64) Outc
 		out.End = "reset" // the kernel tells of a reset once, and here it told the writer
 	}
 	return out
+}
+
+// await waits until n bytes have been read, or no more will be.
+func await(got *atomic.Int64, n int, over <-chan struct{}) {
+	for got.Load() < int64(n) {
+		select {
+		case <-over:
+			return
+		case <-time.After(20 * time.Microsecond):
+		}
+	}
 }
 
 // Random draws a part.
@@ -183,6 +198,33 @@ func Pair(seed uint64) (client, server *Part) {
 	if e[0] >= ResetLate || e[1] >= ResetLate {
 		// Who is reset while it still writes sees the reset when it sees it; keep to what is certain.
 		client.Slow, server.Slow = 0, 0
+	}
+	return client, server
+}
+
+// Dialogue draws the two parts of the conversation with that number, in which the sides mostly wait for each other, as
+// those of most protocols do: nothing is under way between two pieces then.
+func Dialogue(seed uint64) (client, server *Part) {
+	rng := rand.New(rand.NewPCG(seed, 6))
+	e := combinations[seed%uint64(len(combinations))]
+	client, server = &Part{End: e[0], Seed: byte(rng.Uint32())}, &Part{End: e[1], Seed: byte(rng.Uint32())}
+	said := map[*Part]int{}
+	for range 4 + rng.IntN(24) {
+		me, other := client, server
+		if rng.IntN(2) == 0 {
+			me, other = server, client
+		}
+		n := 1 + rng.IntN(1<<uint(1+rng.IntN(15)))
+		heard := 0
+		if rng.IntN(4) > 0 {
+			heard = said[other]
+		}
+		var rest time.Duration
+		if rng.IntN(10) == 0 {
+			rest = time.Duration(rng.IntN(1000)) * time.Microsecond
+		}
+		me.Pieces, me.Awaits, me.Rests = append(me.Pieces, n), append(me.Awaits, heard), append(me.Rests, rest)
+		said[me] += n
 	}
 	return client, server
 }

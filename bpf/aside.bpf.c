@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Hands a connection over: tells the sockets of both applications how to skip the proxy. aside.h has the whole story.
+ *
+ * The proxy can't reach the applications' sockets, and neither can sm_msg look at any but its own. A tc program can
+ * look sockets up in sm_pairs, and user space can run one without attaching it (BPF_PROG_TEST_RUN), with the request
+ * as its packet. It runs once per connection, and only this way.
+ */
+#include "aside.h"
+
+/* Sizes of the request's type are in BTF through this. */
+const volatile struct sm_aside_request sm_aside_request_type = {};
+const volatile struct sm_aside_dir sm_aside_dir_type = {};
+
+/* The address of the socket with that key; 0: there is none. */
+static __always_inline __u64 sm_find(struct sm_tuple *key)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&sm_pairs, key);
+	__u64 at = (__u64)sk;
+
+	if (sk)
+		bpf_sk_release(sk);
+	return at;
+}
+
+/* Has the socket sent nothing by TCP? Then what was redirected is all. data_segs_out knows also of what was sent before
+ * the socket was enrolled (TCP fast open). */
+static __always_inline bool sm_only_redirected(struct sm_sock *st, struct tcp_sock *tp)
+{
+	return st->latch != SM_PASS && !st->passed_bytes && !tp->data_segs_out;
+}
+
+static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_dir *dir, struct sm_tuple *far, __u64 token,
+					  __u32 slot)
+{
+	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!st || !tp || st->state != SM_ENROLLED_STATE)
+		return SM_ASIDE_NEAR_PLAIN;
+	if (st->aside != SM_ASIDE_NONE)
+		return SM_ASIDE_TAKEN;
+	if (!sm_only_redirected(st, tp)) {
+		st->aside_reason = SM_ASIDE_BY_TCP;
+		return SM_ASIDE_BY_TCP;
+	}
+	if (!dir->relay || !sm_find(far)) {
+		st->aside_reason = SM_ASIDE_FAR_PLAIN;
+		return SM_ASIDE_FAR_PLAIN;
+	}
+	st->route = *far;
+	st->aside_slot = slot;
+	st->aside_tcp_seq = tp->write_seq;
+	st->aside_tcp_bytes = 0;
+	st->aside_token = token;
+	st->aside_reason = SM_ASIDE_OK;
+	/* Atomic, so that whoever sees it sees the rest. */
+	__sync_fetch_and_or(&st->aside, SM_ASIDE_ARMED);
+	return SM_ASIDE_OK;
+}
+
+/* Arms one direction: near is its sender, relay the proxy's socket that writes it, far its receiver. */
+static __always_inline __u8 sm_arm(struct sm_tuple *near, struct sm_tuple *relay, struct sm_tuple *far, __u64 token,
+				   __u32 slot)
+{
+	struct sm_aside_dir *dir = bpf_map_lookup_elem(&aside_slots, &slot);
+	struct bpf_sock *sk = bpf_map_lookup_elem(&sm_pairs, near);
+	__u8 why = SM_ASIDE_NEAR_PLAIN;
+
+	if (!sk)
+		return why;
+	if (dir) {
+		dir->relay = sm_find(relay);
+		why = sm_arm_socket(sk, dir, far, token, slot);
+	}
+	bpf_sk_release(sk);
+	return why;
+}
+
+/* Returns why the client's direction is not armed, and in the next byte why the server's is not. */
+SEC("tc")
+int sm_step_aside(struct __sk_buff *skb)
+{
+	struct sm_aside_request *packet = (void *)(long)skb->data;
+	struct sm_tuple down, up, client, server;
+	__u64 token;
+	__u32 slot;
+	__u8 why;
+
+	if ((void *)(packet + 1) > (void *)(long)skb->data_end)
+		return -1;
+	down = packet->down;
+	up = packet->up;
+	token = packet->token;
+	slot = packet->slot;
+	sm_mirror(&client, &down);
+	sm_mirror(&server, &up);
+	why = sm_arm(&client, &up, &server, token, slot);
+	return why | (int)sm_arm(&server, &down, &client, token, slot + 1) << 8;
+}
