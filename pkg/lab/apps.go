@@ -2,11 +2,14 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"github.com/sockmesh/sockmesh/pkg/lab/traffic"
 )
 
 // maxBody bounds what is kept of a body that is only looked at.
@@ -42,6 +45,24 @@ http {
 		return nil, err
 	}
 	proc, err := p.Start("nginx", "nginx", "-e", "stderr", "-c", file)
+	if err != nil {
+		return nil, err
+	}
+	return proc, p.WaitListening(ctx, proc, port)
+}
+
+// StartServer runs a traffic server (traffic.Serve) in the pod, by Config.Helper: HTTP at the port, TCP and UDP echo at
+// the one after it. It returns when the server accepts connections.
+func (p *Pod) StartServer(ctx context.Context, port uint16) (*Process, error) {
+	text, err := json.Marshal(traffic.Config{Kind: traffic.Serve, Addr: fmt.Sprintf("[::]:%d", port), Host: p.PodSpec.Name})
+	if err != nil {
+		return nil, err
+	}
+	command, err := p.lab.helper(string(text))
+	if err != nil {
+		return nil, err
+	}
+	proc, err := p.Start("server", command...)
 	if err != nil {
 		return nil, err
 	}

@@ -155,7 +155,7 @@ func (l *Lab) Close() error {
 			<-p.Done()
 		}
 	}
-	for _, p := range l.places() {
+	for _, p := range l.Places() {
 		p.netns.Close()
 	}
 	err := demolish(l.Dir, l.Cgroup)
@@ -168,7 +168,8 @@ func (l *Lab) Close() error {
 // closedTime stands for a deadline that has passed.
 var closedTime = func() <-chan time.Time { c := make(chan time.Time); close(c); return c }()
 
-func (l *Lab) places() []*Place {
+// Places are the node and the pods that there are now.
+func (l *Lab) Places() []*Place {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []*Place

@@ -26,15 +26,15 @@ type Load struct {
 
 // StartTraffic starts a generator in the pod, by Config.Helper.
 func (p *Pod) StartTraffic(cfg traffic.Config) (*Load, error) {
-	if len(p.lab.cfg.Helper) == 0 {
-		return nil, errors.New("lab: Config.Helper is not set")
-	}
 	text, err := json.Marshal(cfg)
 	if err != nil {
 		return nil, err
 	}
-	helper := p.lab.cfg.Helper
-	cmd := exec.Command(helper[0], append(helper[1:len(helper):len(helper)], string(text))...)
+	command, err := p.lab.helper(string(text))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(command[0], command[1:]...)
 	log, err := os.CreateTemp(filepath.Join(p.lab.Dir, "log"), flat(p.Place.Name)+".traffic.*.log")
 	if err != nil {
 		return nil, err
@@ -57,6 +57,15 @@ func (p *Pod) StartTraffic(cfg traffic.Config) (*Load, error) {
 	l.proc.Log = log.Name()
 	go l.read(r)
 	return l, nil
+}
+
+// helper is the command line of traffic.Main with this argument.
+func (l *Lab) helper(arg string) ([]string, error) {
+	h := l.cfg.Helper
+	if len(h) == 0 {
+		return nil, errors.New("lab: Config.Helper is not set")
+	}
+	return append(h[:len(h):len(h)], arg), nil
 }
 
 func (l *Load) read(r *os.File) {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -33,9 +34,10 @@ func HTTPListener(name, routes string, addrs ...netip.AddrPort) Resource {
 	return listener(name, addrs, object{
 		"name": "envoy.filters.network.http_connection_manager",
 		"typed_config": object{
-			"@type":       typeURL + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-			"stat_prefix": name,
-			"rds":         object{"route_config_name": routes, "config_source": adsSource()},
+			"@type":           typeURL + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+			"stat_prefix":     name,
+			"rds":             object{"route_config_name": routes, "config_source": adsSource()},
+			"upgrade_configs": list{object{"upgrade_type": "websocket"}},
 			"http_filters": list{object{
 				"name":         "envoy.filters.http.router",
 				"typed_config": object{"@type": typeURL + "extensions.filters.http.router.v3.Router"},
@@ -126,6 +128,13 @@ func Routes(name string, routes ...Route) Resource {
 	}
 }
 
+// RoutesOf is a route configuration with the virtual hosts that are given as JSON.
+func RoutesOf(name, virtualHosts string) Resource {
+	return Resource{
+		"@type": typeURL + "config.route.v3.RouteConfiguration", "name": name, "virtual_hosts": json.RawMessage(virtualHosts),
+	}
+}
+
 // Cluster takes its endpoints over EDS, with Envoy's default limits.
 func Cluster(name string) Resource {
 	return Resource{
@@ -141,6 +150,16 @@ func (r Resource) WithoutLimits() Resource {
 	r["circuit_breakers"] = object{"thresholds": list{object{
 		"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000, "max_retries": 1000,
 	}}}
+	return r
+}
+
+// WithIdleTimeout closes pooled connections of a cluster that have had nothing to do for so long ("1s").
+func (r Resource) WithIdleTimeout(d string) Resource {
+	r["typed_extension_protocol_options"] = object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": object{
+		"@type":                        typeURL + "extensions.upstreams.http.v3.HttpProtocolOptions",
+		"common_http_protocol_options": object{"idle_timeout": d},
+		"explicit_http_config":         object{"http_protocol_options": object{}},
+	}}
 	return r
 }
 

@@ -128,6 +128,17 @@ type Status struct {
 		RedirectedBytes uint64 `json:"redirected_bytes"`
 		PassedBytes     uint64 `json:"passed_bytes"`
 	}
+	Datapath struct {
+		Programs []struct {
+			Name, Attach, Pinned string
+			ID                   uint32
+		}
+		Maps []struct {
+			Name, Type string
+			Entries    int
+		}
+		Errors []string
+	}
 	Kubernetes struct {
 		Source                    string
 		Synced                    bool
@@ -208,7 +219,7 @@ func Wait(ctx context.Context, try func() error) error {
 // ForeignRules lists every packet filter rule in the lab's namespaces, by iptables and nftables: there should be none.
 func (l *Lab) ForeignRules(ctx context.Context) ([]string, error) {
 	var found []string
-	for _, place := range l.places() {
+	for _, place := range l.Places() {
 		for _, args := range [][]string{{"nft", "list", "ruleset"}, {"iptables-save"}, {"ip6tables-save"}} {
 			out, err := place.Run(ctx, args...)
 			if err != nil {
@@ -225,7 +236,7 @@ func (l *Lab) ForeignRules(ctx context.Context) ([]string, error) {
 }
 
 // Namespaces counts the lab's network namespaces.
-func (l *Lab) Namespaces() int { return len(l.places()) }
+func (l *Lab) Namespaces() int { return len(l.Places()) }
 
 // LogDir has the output of every process.
 func (l *Lab) LogDir() string { return filepath.Join(l.Dir, "log") }

@@ -21,6 +21,7 @@ type world struct {
 	o              options
 	lab            *lab.Lab
 	client, server *lab.Pod
+	envoyHalf      float64 // requests/s, once known
 }
 
 func newWorld(ctx context.Context, o options) (*world, error) {
@@ -49,8 +50,8 @@ func (w *world) startServer(ctx context.Context) error {
 	if err := writeBodies(files, map[string]int{"16k": 16 << 10, "1m": 1 << 20}); err != nil {
 		return err
 	}
-	body := strings.Repeat("x", 128)
-	_, err := w.server.StartNginx(ctx, 8080, fmt.Sprintf(`root %s; location = /small { return 200 "%s"; }`, files, body))
+	answer := fmt.Sprintf(`return 200 "%s";`, strings.Repeat("x", 128))
+	nginx, err := w.server.StartNginx(ctx, httpPort, fmt.Sprintf(`listen %d backlog=4096; root %s; location = /small { %s } location /r { %s }`, otherPort, files, answer, answer))
 	if err != nil {
 		return err
 	}
@@ -58,15 +59,21 @@ func (w *world) startServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	echo, err := w.server.Start("tcp-server", self, "tcp-server")
+	if err := pin(serverRole, nginx); err != nil {
+		return err
+	}
+	echo, err := w.server.Start("tcp-server", pinned(serverRole, self, "tcp-server")...)
 	if err != nil {
 		return err
 	}
 	return w.server.WaitListening(ctx, echo, tcpPort)
 }
 
+// httpPort is where the server listens; where a second endpoint comes and goes, that is the same server at otherPort.
+const httpPort, otherPort = 8080, 8081
+
 func (w *world) backend(s scenario) netip.AddrPort {
-	port := uint16(8080)
+	port := uint16(httpPort)
 	if s.tcp {
 		port = tcpPort
 	}
@@ -99,13 +106,14 @@ func (c testCase) as(variant string, change func(*scenario)) testCase {
 type setUp func(context.Context, scenario) (setup, error)
 
 // setup is a case that runs: what the client calls, the process that is the proxy (nil: none), what the kernel did with
-// the connections meanwhile (nil: no hooks of ours), how many objects the proxy has allocated (nil: it does not say), how
-// to undo it all.
+// the connections meanwhile (nil: no hooks of ours), how many objects the proxy has allocated and the number of its
+// configuration (nil: it does not say), how to undo it all.
 type setup struct {
 	target  netip.AddrPort
 	proxy   *lab.Process
 	kernel  func(context.Context) (kernelCounts, error)
 	mallocs func(context.Context) (float64, error)
+	version func(context.Context) (float64, error)
 	undo    func() error
 }
 

@@ -6,7 +6,8 @@
 // rounds. A run with errors is no result. A benchmark prints; it never fails a test run.
 //
 // scenarios.go says under what load, cases.go what is compared, proxies.go how each proxy is tuned, paths.go how connections
-// come to it, measure.go, syscalls.go and tcp.go what is measured, report.go how it is shown.
+// come to it, measure.go, syscalls.go and tcp.go what is measured, report.go how it is shown; latency.go, churn.go, idle.go,
+// clusters.go and loops.go are scenarios that measure something else than closed-loop load.
 package main
 
 import (
@@ -72,9 +73,6 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := raiseFileLimit(); err != nil {
-		return err
-	}
 	w, err := newWorld(ctx, o)
 	if w != nil {
 		defer func() { err = errors.Join(err, w.lab.Close()) }()
@@ -106,21 +104,21 @@ func run(ctx context.Context, o options) (err error) {
 	return report.write(o.out)
 }
 
-// raiseFileLimit lets every process have the descriptors that ten thousand proxied connections need, if the machine allows.
-func raiseFileLimit() error {
+// fileLimitNow raises the limit of descriptors as far as the machine allows, for this process and those that it starts, and
+// returns it.
+func fileLimitNow() uint64 {
+	const enough = 65536
 	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		return err
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil {
+		return 1024
 	}
-	more := unix.Rlimit{Cur: max(l.Max, fileLimit), Max: max(l.Max, fileLimit)}
-	if unix.Setrlimit(unix.RLIMIT_NOFILE, &more) == nil {
-		return nil
+	if l.Max < enough && unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: enough, Max: enough}) == nil {
+		return enough
 	}
 	l.Cur = l.Max
-	return unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	return l.Cur
 }
-
-const fileLimit = 65536
 
 // progress overwrites one line of a terminal; a log has no use for it.
 func progress(format string, args ...any) {

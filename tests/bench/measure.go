@@ -22,6 +22,9 @@ type sample struct {
 	requests, errors int64
 	calls            map[string]float64 // system calls of the proxy per request, by name
 	allocations      float64            // objects allocated per request, of proxies that tell
+	changes          float64            // configurations that came into force meanwhile
+	perConnection    float64            // bytes of the proxy's resident memory per idle connection
+	configured       int64              // bytes of resident memory once configured, before any load
 }
 
 func (s sample) callsPerRequest() float64 {
@@ -169,7 +172,12 @@ func (w *world) try(ctx context.Context, s scenario, set setup) error {
 		_, err := w.tcpLoad(ctx, s, set, 1, 100*time.Millisecond)
 		return err
 	}
-	_, err := w.client.Run(ctx, "curl", "-sSf", "-m", "5", "-o", "/dev/null", fmt.Sprintf("http://%s%s", set.target, s.path))
+	args := []string{"curl", "-sSf", "-m", "5", "-o", "/dev/null"}
+	path := s.path
+	if calls := s.calls(); len(calls) > 0 {
+		path, args = calls[0].path, append(args, "-H", "Host: "+calls[0].host)
+	}
+	_, err := w.client.Run(ctx, append(args, fmt.Sprintf("http://%s%s", set.target, path))...)
 	return err
 }
 
@@ -179,7 +187,7 @@ func (w *world) load(ctx context.Context, s scenario, set setup, d time.Duration
 		return w.tcpLoad(ctx, s, set, w.o.connections, d)
 	}
 	file := filepath.Join(w.lab.Dir, "tmp", "report.lua")
-	if err := os.WriteFile(file, []byte(script), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(script+callScript(s.calls())), 0o644); err != nil {
 		return sample{}, err
 	}
 	args := []string{"wrk", "-t1", "-c", strconv.Itoa(w.o.connections), "-d", fmt.Sprintf("%ds", max(1, int(d.Seconds()))), "-s", file}
@@ -189,9 +197,30 @@ func (w *world) load(ctx context.Context, s scenario, set setup, d time.Duration
 	return w.run(ctx, append(args, fmt.Sprintf("http://%s%s", set.target, s.path)))
 }
 
+// callScript makes wrk call one after the other; nothing where there are none.
+func callScript(calls []call) string {
+	if len(calls) == 0 {
+		return ""
+	}
+	var list strings.Builder
+	for _, c := range calls {
+		fmt.Fprintf(&list, "{%q, %q}, ", c.host, c.path)
+	}
+	return `
+local calls, made, at = {` + list.String() + `}, {}, 0
+init = function(args)
+  for i, c in ipairs(calls) do made[i] = wrk.format("GET", c[2], {Host = c[1]}) end
+end
+request = function()
+  at = at % #made + 1
+  return made[at]
+end
+`
+}
+
 // run starts a client whose last line is a JSON object as the script prints it.
 func (w *world) run(ctx context.Context, args []string) (sample, error) {
-	out, err := w.client.Run(ctx, args...)
+	out, err := w.client.Run(ctx, pinned(clientRole, args...)...)
 	if err != nil {
 		return sample{}, err
 	}

@@ -29,6 +29,9 @@ func (w *world) behindIptables(start starter) setUp {
 		_, err = w.client.Run(ctx, "iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", target.Addr().String(),
 			"--dport", fmt.Sprint(target.Port()), "-j", "REDIRECT", "--to-ports", fmt.Sprint(outbound.Port()))
 		set := setup{target: target, proxy: proc, undo: undo}
+		if proc.Name() == "envoy" && s.dynamic {
+			set.version = w.envoyVersion
+		}
 		if proc.Name() == "sockmesh-agent" {
 			set.mallocs = func(ctx context.Context) (float64, error) {
 				text, err := w.client.Run(ctx, "curl", "-sSf", "http://"+bareMetrics+"/metrics")
@@ -110,16 +113,17 @@ func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Cla
 // sockmesh is the whole thing as it runs on a node.
 func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 	return func(ctx context.Context, s scenario) (setup, error) {
-		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
-		weights := []lab.Weight{{Cluster: "server", Weight: 1}}
 		listener := lab.HTTPListener("bench", "bench", target)
 		if s.tcp {
 			// The access log keeps it in the proxy, which is what is measured; else the kernel would do it alone.
-			listener = lab.TCPListener("bench", weights, "/dev/null", target)
+			listener = lab.TCPListener("bench", []lab.Weight{{Cluster: "server", Weight: 1}}, "/dev/null", target)
 		}
-		if err := w.lab.WriteXDS("bench", lab.Cluster("server").WithoutLimits(), lab.Endpoints("server", w.backend(s)), listener,
-			lab.Routes("bench", lab.Route{Clusters: weights})); err != nil {
+		if err := w.lab.WriteXDS("bench", append(s.resources(w.backend(s)), listener)...); err != nil {
+			return setup{}, err
+		}
+		if err := w.resetChurn(s); err != nil {
 			return setup{}, err
 		}
 		control, err := w.lab.StartControl(ctx)
@@ -130,6 +134,9 @@ func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 		if err != nil {
 			return setup{}, errors.Join(err, stop(control))
 		}
+		if err := pin(proxyRole, agent); err != nil {
+			return setup{}, errors.Join(err, stop(agent), stop(control))
+		}
 		undo := func() error {
 			err := errors.Join(stop(agent), stop(control))
 			// The agent leaves its programs attached, which is what it is for; the next case must not meet them.
@@ -139,8 +146,9 @@ func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 			}
 			return err
 		}
+		clusters := len(s.clusterNames())
 		err = w.lab.WaitStatus(ctx, "the listener and two enrolled pods", func(s lab.Status) bool {
-			return s.XDS.Resources["listener"] == 1 && s.XDS.Resources["cluster"] == 1 && s.Pods.Enrolled == 2
+			return s.XDS.Resources["listener"] == 1 && s.XDS.Resources["cluster"] == clusters && s.Pods.Enrolled == 2
 		})
 		kernel := func(ctx context.Context) (kernelCounts, error) {
 			s, err := w.lab.Status(ctx)
@@ -153,7 +161,11 @@ func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 			}
 			return goMallocs(text)
 		}
-		return setup{target, agent, kernel, mallocs, undo}, err
+		version := func(ctx context.Context) (float64, error) {
+			s, err := w.lab.Status(ctx)
+			return float64(s.Proxy.Generation), err
+		}
+		return setup{target, agent, kernel, mallocs, version, undo}, err
 	}
 }
 

@@ -45,42 +45,56 @@ func envoyFilter(s scenario) string {
       - name: envoy.filters.network.tcp_proxy
         typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: out, cluster: server}`
 	}
+	routes := `route_config: {name: out, virtual_hosts: ` + s.virtualHosts() + `}`
+	if s.dynamic {
+		routes = `rds: {route_config_name: bench, config_source: {path_config_source: {path: TMP/rds.json}, resource_api_version: V3}}`
+	}
 	return `
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: out
           generate_request_id: false
-          route_config:
-            name: out
-            virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: server}}]}]
+          ` + routes + `
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, dynamic_stats: false}`
 }
 
-// envoyStatic is a bootstrap with one listener and one cluster, whose limits nothing here runs into.
+// envoyStatic is a bootstrap with one listener and the scenario's clusters, whose limits nothing here runs into.
 func envoyStatic(s scenario) string {
+	const limits = `"circuit_breakers": {"thresholds": [{"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000, "max_retries": 100}]}`
+	var clusters []string
+	for _, name := range s.clusterNames() {
+		endpoints := fmt.Sprintf(`"type": "STATIC", "load_assignment": {"cluster_name": %q,
+    "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "ADDR", "port_value": PORT}}}}]}]}`, name)
+		if s.dynamic {
+			endpoints = `"type": "EDS", "eds_cluster_config": {"eds_config": {"path_config_source": {"path": "TMP/eds.json"}, "resource_api_version": "V3"}}`
+		}
+		clusters = append(clusters, fmt.Sprintf(`{"name": %q, %s, %s}`, name, limits, endpoints))
+	}
 	return `
+node: {id: bench, cluster: bench}
 static_resources:
   listeners:
   - name: out
     address: {socket_address: {address: 127.0.0.1, port_value: 15001}}
     filter_chains:
     - filters:` + envoyFilter(s) + `
-  clusters:
-  - name: server
-    type: STATIC
-    circuit_breakers: {thresholds: [{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000, max_retries: 100}]}
-    load_assignment:
-      cluster_name: server
-      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: ADDR, port_value: PORT}}}}]}]
+  clusters: [` + strings.Join(clusters, ",\n    ") + `]
 `
 }
 
+func (w *world) envoyAdmin() string { return filepath.Join(w.lab.Dir, "tmp", "envoy.sock") }
+
 func (w *world) startEnvoy(ctx context.Context, s scenario) (*lab.Process, error) {
+	if s.dynamic {
+		if err := w.writeVersion(s, 0); err != nil {
+			return nil, err
+		}
+	}
 	file, err := w.config(s, "envoy.yaml", `
-admin: {address: {pipe: {path: `+filepath.Join(w.lab.Dir, "tmp", "envoy.sock")+`}}}
+admin: {address: {pipe: {path: `+w.envoyAdmin()+`}}}
 stats_config: {stats_matcher: {reject_all: true}}
 `+envoyStatic(s))
 	if err != nil {
@@ -174,17 +188,17 @@ func (w *world) startBareSockmesh(ctx context.Context, s scenario) (*lab.Process
 // config writes a configuration file with the server's address in it.
 func (w *world) config(s scenario, name, text string) (string, error) {
 	file := filepath.Join(w.lab.Dir, "tmp", name)
-	text = strings.NewReplacer("ADDR", w.backend(s).Addr().String(), "PORT", fmt.Sprint(w.backend(s).Port())).Replace(text)
+	text = strings.NewReplacer("ADDR", w.backend(s).Addr().String(), "PORT", fmt.Sprint(w.backend(s).Port()), "TMP", filepath.Dir(file)).Replace(text)
 	return file, os.WriteFile(file, []byte(text), 0o644)
 }
 
 // startProxy runs a proxy in the client pod and waits for its listener.
 func (w *world) startProxy(ctx context.Context, name string, args ...string) (*lab.Process, error) {
-	proc, err := w.client.Start(name, args...)
+	proc, err := w.client.Start(name, pinned(proxyRole, args...)...)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := lab.Wait(ctx, func() error {
 		if !proc.Running() {

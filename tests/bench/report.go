@@ -58,6 +58,7 @@ type result struct {
 	P50         float64 `json:"p50_us"`
 	P99         float64 `json:"p99_us"`
 	P999        float64 `json:"p999_us"`
+	P99Spread   spread  `json:"p99_us_spread"`
 	CPU         spread  `json:"cpu_us_per_request_spread"`
 	CPUMedian   float64 `json:"cpu_us_per_request"`
 	RSS         int64   `json:"rss_bytes"`
@@ -68,6 +69,12 @@ type result struct {
 	CallsMedian float64            `json:"syscalls_per_request"`
 	// Allocations per request: of proxies that tell, which is ours.
 	Allocations float64 `json:"allocations_per_request"`
+	// Changes of configuration that came into force under load.
+	Changes float64 `json:"changes,omitempty"`
+	// PerConnection is resident memory per idle connection.
+	PerConnection spread `json:"bytes_per_idle_connection,omitzero"`
+	// Configured is resident memory before any load.
+	Configured int64 `json:"configured_rss_bytes,omitempty"`
 	// Valid is false where requests failed or the case could not be set up; Problem says why.
 	Valid   bool   `json:"valid"`
 	Problem string `json:"problem,omitempty"`
@@ -88,6 +95,10 @@ func (w *row) result(o options) result {
 	r.P999 = of(func(s sample) float64 { return s.p999 }).Median
 	r.RSS = int64(of(func(s sample) float64 { return float64(s.rss) }).Median)
 	r.Redirected = of(func(s sample) float64 { return s.redirected }).Median
+	r.P99Spread = of(func(s sample) float64 { return s.p99 })
+	r.Changes = of(func(s sample) float64 { return s.changes }).Median
+	r.PerConnection = of(func(s sample) float64 { return s.perConnection })
+	r.Configured = int64(of(func(s sample) float64 { return float64(s.configured) }).Median)
 	r.CallsMedian = of(sample.callsPerRequest).Median
 	r.Allocations = of(func(s sample) float64 { return s.allocations }).Median
 	for _, s := range w.samples {

@@ -24,6 +24,10 @@ type scenario struct {
 
 	// loops of the proxy; 0 is one.
 	loops int
+	// clusters that the proxy is configured with, and as many routes; 0 is one.
+	clusters int
+	// dynamic configuration, which changes while load runs if there is churn; sameLoad: see latency.go.
+	dynamic, churn, sameLoad bool
 	// cases chooses from every proxy on every path, and may make variants of them; nil: all of them.
 	cases func(all []testCase) []testCase
 	// measure takes one sample; nil: closed-loop load (measure.go).
@@ -42,7 +46,10 @@ func (s scenario) workers() string { return strconv.Itoa(max(1, s.loops)) }
 var bulkCases = only("none/none", "none/sockmap", "sockmesh/sockmap", "sockmesh/connect", "sockmesh/iptables",
 	"envoy/iptables", "haproxy/iptables", "haproxy/sockmap", "nginx/iptables", "floor/iptables", "floor/sockmap")
 
-var scenarios = []scenario{
+// scenarios in the order in which they run: closed-loop load here, the others' entries stand beside how they measure.
+var scenarios = slices.Concat(loadScenarios, latencyScenarios, idleScenarios, clusterScenarios, loopScenarios)
+
+var loadScenarios = []scenario{
 	{name: "http1-small", what: "HTTP/1.1 keep-alive, 128 bytes", path: "/small"},
 	{name: "http1-16k", what: "HTTP/1.1 keep-alive, 16 KiB", path: "/16k"},
 	{name: "http1-1m", what: "HTTP/1.1 keep-alive, 1 MiB", path: "/1m"},

@@ -19,7 +19,9 @@ import (
 const tcpPort = 9000
 
 // programs are what this executable is inside the pods: wrk and nginx are not made for plain TCP.
-var programs = map[string]func([]string) error{"tcp-server": tcpServer, "tcp-client": tcpClient, "floor": floor}
+var programs = map[string]func([]string) error{
+	"tcp-server": tcpServer, "tcp-client": tcpClient, "floor": floor, "open-loop": openLoopClient, "idle-client": idleClient,
+}
 
 // tcpServer echoes to clients whose first byte is 'e', and only reads from the others.
 func tcpServer([]string) error {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 )
 
 // The demo succeeds and leaves nothing behind.
@@ -15,7 +17,7 @@ func TestDemo(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	tmp := shortDir(t)
-	cmd := exec.CommandContext(ctx, filepath.Join(binaries, "sockmesh"), "demo")
+	cmd := exec.CommandContext(ctx, filepath.Join(labtest.Binaries(), "sockmesh"), "demo")
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
@@ -34,7 +36,7 @@ func TestDemoWithoutRootSaysSo(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(dir, os.DirFS(binaries)); err != nil {
+	if err := os.CopyFS(dir, os.DirFS(labtest.Binaries())); err != nil {
 		t.Fatal(err)
 	}
 	tmp := shortDir(t)
@@ -50,7 +52,7 @@ func TestDemoWithoutRootSaysSo(t *testing.T) {
 // Ctrl-C in the middle: everything is removed all the same.
 func TestDemoInterrupted(t *testing.T) {
 	tmp := shortDir(t)
-	cmd := exec.Command(filepath.Join(binaries, "sockmesh"), "demo")
+	cmd := exec.Command(filepath.Join(labtest.Binaries(), "sockmesh"), "demo")
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 )
 
 // What the documentation names exists: every metric is served, every flag is one of the agent's and each of those is
@@ -26,7 +28,7 @@ func TestDocumentationNamesWhatIsThere(t *testing.T) {
 		}
 	}
 
-	help, err := exec.CommandContext(t.Context(), filepath.Join(binaries, "sockmesh-agent"), "--help").CombinedOutput()
+	help, err := exec.CommandContext(t.Context(), filepath.Join(labtest.Binaries(), "sockmesh-agent"), "--help").CombinedOutput()
 	w.must(err)
 	documented := read(t, "../../docs/configuration.md")
 	documented = documented[:strings.Index(documented, "### Labels")]

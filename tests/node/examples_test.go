@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 )
 
 // Every example validates, with nothing refused and nothing ignored.
@@ -16,7 +18,7 @@ func TestExamplesValidate(t *testing.T) {
 			return err
 		}
 		seen++
-		out, err := exec.CommandContext(t.Context(), filepath.Join(binaries, "sockmesh"), "validate", path).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), filepath.Join(labtest.Binaries(), "sockmesh"), "validate", path).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "0 fields ignored") {
 			t.Errorf("%s: %v\n%s", path, err, out)
 		}
@@ -31,7 +33,7 @@ func TestExamplesValidate(t *testing.T) {
 func TestValidateNamesWhatIsWrong(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.listeners.yaml")
 	write(t, file, badListener)
-	out, err := exec.CommandContext(t.Context(), filepath.Join(binaries, "sockmesh"), "validate", file).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(labtest.Binaries(), "sockmesh"), "validate", file).CombinedOutput()
 	if err == nil {
 		t.Errorf("a listener with an unknown filter passed: %s", out)
 	}

@@ -4,13 +4,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/lab"
+	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 	"github.com/sockmesh/sockmesh/pkg/lab/traffic"
 )
 
@@ -54,30 +53,11 @@ func newBareWorld(t *testing.T, p place) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := lab.Config{NodeName: "worker-7", Binaries: binaries, Helper: []string{exe, "traffic"}}
+	cfg := lab.Config{NodeName: "worker-7"}
 	for _, s := range p.subnets {
 		cfg.Subnets = append(cfg.Subnets, netip.MustParsePrefix(s))
 	}
-	l, err := lab.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			dir := filepath.Join(os.TempDir(), "sockmesh-failed", strings.ReplaceAll(t.Name(), "/", "_"))
-			os.RemoveAll(dir)
-			if err := l.SaveLogs(dir); err == nil {
-				t.Logf("what the processes wrote is in %s", dir)
-			}
-		}
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, cfg)
 	w := &world{Lab: l, t: t, ctx: ctx}
 	w.client = w.pod(p, "client", 20, enrolled)
 	w.v1, w.v2 = w.server(p, "v1", 21), w.server(p, "v2", 22)

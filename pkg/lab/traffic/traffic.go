@@ -1,9 +1,10 @@
-// Package traffic is a small HTTP load generator that can account for every single request: what answered it, or
-// exactly when and how it failed and how old its connection was. Generators for benchmarks only count; here the
-// question is whether a change broke anybody.
+// Package traffic is a small load generator that can account for every single exchange: what answered it, or exactly
+// when and how it failed, how old its connection was, and whether the bytes that came were those that were sent.
+// Generators for benchmarks only count; here the question is whether a change broke anybody.
 //
 // It runs as a process of its own inside a pod (Main), because only a pod's processes are seen by the hooks, and
-// reports on its standard output; pkg/lab reads that.
+// reports on its standard output; pkg/lab reads that. kinds.go has the kinds of exchanges, serve.go the server that
+// answers all of them.
 package traffic
 
 import (
@@ -13,8 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -23,6 +24,15 @@ import (
 
 // Config of one generator.
 type Config struct {
+	// Kind of the exchanges; HTTP if empty.
+	Kind Kind
+	// Size of the payload of an exchange in bytes, for every kind but HTTP; 1 KiB if zero.
+	Size int
+	// PerConnection is how many exchanges a connection carries before it is closed in the kind's own way; as many as
+	// it can if zero.
+	PerConnection int
+	// Every is the time between reports; 50 ms if zero.
+	Every time.Duration
 	// Addr is the address to connect to, IP:port; Host and Path go into the request.
 	Addr, Host, Path string
 	// Headers are added to every request.
@@ -46,6 +56,8 @@ type Report struct {
 	Answers map[string]uint64
 	// Connected counts connections that were made.
 	Connected uint64
+	// Bytes of payload that came back and were what had been sent.
+	Bytes uint64
 	// Failures in the order in which they happened, up to maxFailures; Failed counts all.
 	Failed   uint64
 	Failures []Failure
@@ -57,12 +69,15 @@ type Failure struct {
 	// Connected is when its connection was made; zero if that was what failed.
 	Connected time.Time
 	Error     string
+	// Corrupt: an answer came, and its bytes were not those that were expected. Nothing excuses that.
+	Corrupt bool
 }
 
 const (
 	maxFailures = 2000
 	maxAnswers  = 64
 	interval    = 50 * time.Millisecond
+	size        = 1 << 10
 )
 
 // Main is the process: the configuration as JSON in args[0], a Report as a line of JSON on w every interval, and a
@@ -75,13 +90,19 @@ func Main(ctx context.Context, args []string, w io.Writer) error {
 	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
 		return fmt.Errorf("traffic: configuration: %w", err)
 	}
-	g := newGenerator(cfg)
+	if cfg.Kind == Serve {
+		return serve(ctx, cfg)
+	}
+	g, err := newGenerator(cfg)
+	if err != nil {
+		return err
+	}
 	out := json.NewEncoder(w)
 	var wg sync.WaitGroup
 	for range cfg.Connections {
 		wg.Go(func() { g.client(ctx) })
 	}
-	tick := time.NewTicker(interval)
+	tick := time.NewTicker(g.cfg.Every)
 	defer tick.Stop()
 	for {
 		select {
@@ -97,31 +118,35 @@ func Main(ctx context.Context, args []string, w io.Writer) error {
 }
 
 type generator struct {
-	cfg     Config
-	request []byte
+	cfg  Config
+	kind kind
 
 	mu   sync.Mutex // guards seen
 	seen Report
 	sent int // failures that were reported already
 }
 
-func newGenerator(cfg Config) *generator {
+func newGenerator(cfg Config) (*generator, error) {
+	if cfg.Kind == "" {
+		cfg.Kind = HTTP
+	}
+	k, ok := kinds[cfg.Kind]
+	if !ok {
+		return nil, fmt.Errorf("traffic: there is no kind %q", cfg.Kind)
+	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
+	}
+	if cfg.Size == 0 {
+		cfg.Size = size
+	}
+	if cfg.Every == 0 {
+		cfg.Every = interval
 	}
 	if cfg.Path == "" {
 		cfg.Path = "/"
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\n", cfg.Path, cfg.Host)
-	for k, v := range cfg.Headers {
-		fmt.Fprintf(&b, "%s: %s\r\n", k, v)
-	}
-	if cfg.NewConnection {
-		b.WriteString("Connection: close\r\n")
-	}
-	b.WriteString("\r\n")
-	return &generator{cfg: cfg, request: []byte(b.String()), seen: Report{Answers: map[string]uint64{}}}
+	return &generator{cfg: cfg, kind: k, seen: Report{Answers: map[string]uint64{}}}, nil
 }
 
 // report copies the state; failures are sent once.
@@ -139,10 +164,10 @@ func (g *generator) report() Report {
 	return r
 }
 
-// client sends request after request, on one connection as long as that lasts.
+// client has exchange after exchange, on one connection as long as that lasts.
 func (g *generator) client(ctx context.Context) {
 	for ctx.Err() == nil {
-		conn, err := net.DialTimeout("tcp", g.cfg.Addr, g.cfg.Timeout)
+		conn, err := net.DialTimeout(g.kind.network, g.cfg.Addr, g.cfg.Timeout)
 		if err != nil {
 			g.failed(Failure{At: time.Now(), Error: err.Error()})
 			sleep(ctx, max(g.cfg.Pause, 10*time.Millisecond))
@@ -155,56 +180,51 @@ func (g *generator) client(ctx context.Context) {
 }
 
 func (g *generator) converse(ctx context.Context, conn net.Conn) {
-	made, reader := time.Now(), bufio.NewReader(conn)
-	for ctx.Err() == nil {
-		again, err := g.exchange(conn, reader)
+	c := &conversation{cfg: &g.cfg, conn: conn, reader: bufio.NewReader(conn), seed: rand.Uint64()}
+	made := time.Now()
+	fail := func(err error) {
+		g.failed(Failure{At: time.Now(), Connected: made, Error: err.Error(), Corrupt: errors.Is(err, errCorrupt)})
+		sleep(ctx, 10*time.Millisecond)
+	}
+	for n := 1; ctx.Err() == nil; n++ {
+		if err := conn.SetDeadline(time.Now().Add(g.cfg.Timeout)); err != nil {
+			fail(err)
+			return
+		}
+		a, err := g.kind.exchange(c)
 		if err != nil {
-			g.failed(Failure{At: time.Now(), Connected: made, Error: err.Error()})
-			sleep(ctx, 10*time.Millisecond)
+			fail(err)
 			return
 		}
+		g.answered(a)
 		sleep(ctx, g.cfg.Pause)
-		if !again {
+		if a.last || g.cfg.NewConnection {
 			return
 		}
+		if n == g.cfg.PerConnection {
+			break
+		}
 	}
-}
-
-// exchange is one request and its answer; again says whether the connection may carry another.
-func (g *generator) exchange(conn net.Conn, reader *bufio.Reader) (again bool, err error) {
-	if err := conn.SetDeadline(time.Now().Add(g.cfg.Timeout)); err != nil {
-		return false, err
+	if g.kind.end != nil {
+		_ = conn.SetDeadline(time.Now().Add(g.cfg.Timeout))
+		if err := g.kind.end(c); err != nil {
+			fail(err)
+		}
 	}
-	if _, err := conn.Write(g.request); err != nil {
-		return false, fmt.Errorf("send the request: %w", err)
-	}
-	resp, err := http.ReadResponse(reader, nil)
-	if err != nil {
-		return false, fmt.Errorf("read the answer: %w", err)
-	}
-	body, err := io.ReadAll(resp.Body)
-	resp.Body.Close()
-	if err != nil {
-		return false, fmt.Errorf("read the body: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return false, fmt.Errorf("status %d: %.200s", resp.StatusCode, body)
-	}
-	g.answered(string(body))
-	return !resp.Close && !g.cfg.NewConnection, nil
 }
 
 func (g *generator) connected() { g.mu.Lock(); g.seen.Connected++; g.mu.Unlock() }
 
-func (g *generator) answered(body string) {
+func (g *generator) answered(a answer) {
 	word := "-"
-	if f := strings.Fields(body); len(f) > 0 {
+	if f := strings.Fields(a.who); len(f) > 0 {
 		word = f[0]
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.seen.Requests++
 	g.seen.OK++
+	g.seen.Bytes += a.bytes
 	if _, known := g.seen.Answers[word]; !known && len(g.seen.Answers) >= maxAnswers {
 		word = "other"
 	}

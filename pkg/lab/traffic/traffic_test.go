@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -94,5 +95,93 @@ func TestRefusedConnectsAreFailures(t *testing.T) {
 	r := run(t, Config{Addr: strings.TrimPrefix(server.URL, "http://"), Host: "x", Connections: 1}, 3)
 	if r.OK != 0 || r.Failed < 3 || !r.Failures[0].Connected.IsZero() || !strings.Contains(r.Failures[0].Error, "refused") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// Every kind against the server of all of them: what comes back is what was sent, over several connections.
+func TestEveryKindBringsItsBytesBack(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	port := freePorts(t)
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, Config{Kind: Serve, Addr: fmt.Sprintf("127.0.0.1:%d", port), Host: "me"}) }()
+	for kind := range kinds {
+		at := port
+		if kind == TCP || kind == UDP {
+			at++
+		}
+		cfg := Config{Kind: kind, Addr: fmt.Sprintf("127.0.0.1:%d", at), Host: "x", Size: 10_000, Connections: 2, PerConnection: 3, Pause: time.Millisecond}
+		r := Report{Failed: 1}
+		for range 100 { // until the server is up
+			if r = run(t, cfg, 20); r.Failed == 0 {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if r.Failed > 0 {
+			t.Errorf("%s: %+v", kind, r.Failures)
+		} else if r.Connected < 6 || kind != HTTP && r.Bytes != 10_000*r.OK {
+			t.Errorf("%s: %+v", kind, r)
+		}
+	}
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// freePorts finds two in a row.
+func freePorts(t *testing.T) int {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := ln.Addr().(*net.TCPAddr).Port
+		next, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
+		ln.Close()
+		if err == nil {
+			next.Close()
+			return port
+		}
+	}
+	t.Fatal("no two ports in a row are free")
+	return 0
+}
+
+// A server that changes or loses bytes is found out, and that is not an ordinary failure.
+func TestWrongBytesAreCorruption(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if r.ContentLength > 100 {
+			body[100]++
+		} else {
+			body = body[1:]
+		}
+		_, _ = w.Write(body)
+	}))
+	defer server.Close()
+	for _, size := range []int{100, 1000} {
+		r := run(t, Config{Kind: Large, Addr: strings.TrimPrefix(server.URL, "http://"), Host: "x", Size: size, Connections: 1}, 3)
+		if r.OK != 0 || r.Failed == 0 || !r.Failures[0].Corrupt {
+			t.Errorf("%d bytes: %+v", size, r)
+		}
+	}
+}
+
+// Neighbouring seeds and offsets have nothing in common, or a swap of two payloads would go unnoticed.
+func TestPayloadsDiffer(t *testing.T) {
+	seen := map[string]string{}
+	b := make([]byte, 16)
+	for seed := range uint64(50) {
+		for offset := range uint64(200) {
+			fill(b, seed, offset)
+			at := fmt.Sprintf("seed %d, offset %d", seed, offset)
+			if other, twice := seen[string(b)]; twice {
+				t.Fatalf("%s and %s have the same bytes", at, other)
+			}
+			seen[string(b)] = at
+		}
 	}
 }

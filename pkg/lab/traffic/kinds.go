@@ -1,0 +1,271 @@
+package traffic
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/websocket"
+)
+
+// Kind of exchanges.
+type Kind string
+
+// Kinds of exchanges. Every kind but HTTP sends bytes that can be told from any others and compares those that come.
+const (
+	HTTP      Kind = "http"      // a small GET
+	Large     Kind = "large"     // a POST whose body comes back
+	Streaming Kind = "streaming" // a POST in chunks, answered in chunks that are flushed one by one
+	WebSocket Kind = "websocket" // a message that comes back
+	TCP       Kind = "tcp"       // bytes that come back; at the end a half-close, which must come back too
+	UDP       Kind = "udp"       // a datagram that comes back
+	Serve     Kind = "serve"     // not a client but the server of all of them, see serve.go
+)
+
+// errCorrupt: bytes came that nobody sent, or some are missing of an answer that claims to be whole.
+var errCorrupt = errors.New("corrupt payload")
+
+// answer is what an exchange that went well brought.
+type answer struct {
+	who   string // its first word says who answered
+	bytes uint64 // of payload that came back and were right
+	last  bool   // the connection carries no more
+}
+
+// conversation is what a connection knows of itself.
+type conversation struct {
+	cfg    *Config
+	conn   net.Conn
+	reader *bufio.Reader
+	seed   uint64 // of the payload; each exchange has another
+	ws     *websocket.Conn
+}
+
+type kind struct {
+	network  string
+	exchange func(c *conversation) (answer, error)
+	// end takes leave once the connection has carried what it should; nil: it is just closed.
+	end func(c *conversation) error
+}
+
+var kinds = map[Kind]kind{
+	HTTP:      {"tcp", httpExchange, nil},
+	Large:     {"tcp", largeExchange, nil},
+	Streaming: {"tcp", streamExchange, nil},
+	WebSocket: {"tcp", wsExchange, wsEnd},
+	TCP:       {"tcp", tcpExchange, tcpEnd},
+	UDP:       {"udp", udpExchange, nil},
+}
+
+// fill writes the payload of a seed from an offset on: every position of every seed has its own bytes.
+func fill(b []byte, seed, offset uint64) {
+	for i := range b {
+		at := offset + uint64(i)
+		x := (seed*0xd1342543de82ef95 + at/8) * 0x9e3779b97f4a7c15
+		x ^= x >> 29
+		b[i] = byte(x >> (8 * (at % 8)))
+	}
+}
+
+// payload is the next one of the conversation.
+func (c *conversation) payload() []byte {
+	c.seed++
+	b := make([]byte, c.cfg.Size)
+	fill(b, c.seed, 0)
+	return b
+}
+
+func same(got, want []byte) error {
+	if len(got) != len(want) {
+		return fmt.Errorf("%w: %d bytes instead of %d", errCorrupt, len(got), len(want))
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			return fmt.Errorf("%w: byte %d of %d is wrong", errCorrupt, i, len(want))
+		}
+	}
+	return nil
+}
+
+func (c *conversation) head(method, path string, more ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, path, c.cfg.Host)
+	for k, v := range c.cfg.Headers {
+		fmt.Fprintf(&b, "%s: %s\r\n", k, v)
+	}
+	if c.cfg.NewConnection {
+		b.WriteString("Connection: close\r\n")
+	}
+	for _, line := range more {
+		b.WriteString(line + "\r\n")
+	}
+	b.WriteString("\r\n")
+	return b.String()
+}
+
+// response reads one; a status that is not 200 is an error.
+func (c *conversation) response() (body []byte, resp *http.Response, err error) {
+	resp, err = http.ReadResponse(c.reader, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the answer: %w", err)
+	}
+	body, err = io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the body after %d bytes: %w", len(body), err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, nil, fmt.Errorf("status %d: %.200s", resp.StatusCode, body)
+	}
+	return body, resp, nil
+}
+
+func httpExchange(c *conversation) (answer, error) {
+	if _, err := c.conn.Write([]byte(c.head("GET", c.cfg.Path))); err != nil {
+		return answer{}, fmt.Errorf("send the request: %w", err)
+	}
+	body, resp, err := c.response()
+	if err != nil {
+		return answer{}, err
+	}
+	return answer{string(body), 0, resp.Close}, nil
+}
+
+func largeExchange(c *conversation) (answer, error) {
+	body := c.payload()
+	request := append([]byte(c.head("POST", "/echo", "Content-Length: "+strconv.Itoa(len(body)))), body...)
+	if _, err := c.conn.Write(request); err != nil {
+		return answer{}, fmt.Errorf("send the request: %w", err)
+	}
+	got, resp, err := c.response()
+	if err == nil {
+		err = same(got, body)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	return answer{resp.Header.Get("X-Who"), uint64(len(got)), resp.Close}, nil
+}
+
+// pieces of a streaming exchange.
+const pieces = 8
+
+func streamExchange(c *conversation) (answer, error) {
+	body := c.payload()
+	if _, err := c.conn.Write([]byte(c.head("POST", "/stream", "Transfer-Encoding: chunked"))); err != nil {
+		return answer{}, fmt.Errorf("send the request: %w", err)
+	}
+	for i := range pieces {
+		piece := body[i*len(body)/pieces : (i+1)*len(body)/pieces]
+		if len(piece) == 0 {
+			continue // would be the last chunk
+		}
+		if _, err := fmt.Fprintf(c.conn, "%x\r\n%s\r\n", len(piece), piece); err != nil {
+			return answer{}, fmt.Errorf("send piece %d of the request: %w", i, err)
+		}
+	}
+	if _, err := io.WriteString(c.conn, "0\r\n\r\n"); err != nil {
+		return answer{}, fmt.Errorf("send the end of the request: %w", err)
+	}
+	got, resp, err := c.response()
+	if err == nil {
+		err = same(got, body)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	return answer{resp.Header.Get("X-Who"), uint64(len(got)), resp.Close}, nil
+}
+
+// wsExchange shakes hands first if that has not happened yet.
+func wsExchange(c *conversation) (answer, error) {
+	if c.ws == nil {
+		cfg, err := websocket.NewConfig("ws://"+c.cfg.Host+"/ws", "http://"+c.cfg.Host)
+		if err != nil {
+			return answer{}, err
+		}
+		if c.ws, err = websocket.NewClient(cfg, c.conn); err != nil {
+			return answer{}, fmt.Errorf("WebSocket handshake: %w", err)
+		}
+	}
+	body := c.payload()
+	if err := websocket.Message.Send(c.ws, body); err != nil {
+		return answer{}, fmt.Errorf("send the message: %w", err)
+	}
+	var got []byte
+	err := websocket.Message.Receive(c.ws, &got)
+	if err == nil {
+		err = same(got, body)
+	}
+	if err != nil {
+		return answer{}, fmt.Errorf("receive the message: %w", err)
+	}
+	return answer{"websocket", uint64(len(got)), false}, nil
+}
+
+// wsEnd says goodbye by a close frame, which must be answered.
+func wsEnd(c *conversation) error {
+	if c.ws == nil {
+		return nil
+	}
+	if err := c.ws.WriteClose(1000); err != nil {
+		return fmt.Errorf("send the close frame: %w", err)
+	}
+	var got []byte
+	if err := websocket.Message.Receive(c.ws, &got); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("after the close frame came %d bytes and %w", len(got), err)
+	}
+	return nil
+}
+
+func tcpExchange(c *conversation) (answer, error) {
+	body := c.payload()
+	if _, err := c.conn.Write(body); err != nil {
+		return answer{}, fmt.Errorf("send: %w", err)
+	}
+	got := make([]byte, len(body))
+	if n, err := io.ReadFull(c.reader, got); err != nil {
+		return answer{}, fmt.Errorf("receive after %d bytes: %w", n, err)
+	}
+	if err := same(got, body); err != nil {
+		return answer{}, err
+	}
+	return answer{"tcp", uint64(len(got)), false}, nil
+}
+
+// tcpEnd closes its own direction; the server does the same when it has seen that.
+func tcpEnd(c *conversation) error {
+	if err := c.conn.(*net.TCPConn).CloseWrite(); err != nil {
+		return fmt.Errorf("half-close: %w", err)
+	}
+	switch rest, err := io.ReadAll(c.reader); {
+	case err != nil:
+		return fmt.Errorf("after the half-close: %w", err)
+	case len(rest) > 0:
+		return fmt.Errorf("%w: %d bytes more than were sent", errCorrupt, len(rest))
+	}
+	return nil
+}
+
+// udpExchange expects that no datagram is lost: there is no wire between the pods of one node.
+func udpExchange(c *conversation) (answer, error) {
+	body := c.payload()
+	if _, err := c.conn.Write(body); err != nil {
+		return answer{}, fmt.Errorf("send: %w", err)
+	}
+	got := make([]byte, len(body)+1)
+	n, err := c.conn.Read(got)
+	if err != nil {
+		return answer{}, fmt.Errorf("receive: %w", err)
+	}
+	if !bytes.Equal(got[:n], body) {
+		return answer{}, fmt.Errorf("%w: a datagram of %d bytes", errCorrupt, n)
+	}
+	return answer{"udp", uint64(n), false}, nil
+}

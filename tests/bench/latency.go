@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+)
+
+// Latency at half load: each sample first finds out how much its own proxy can do, by closed-loop load, and then sends half
+// as much, open loop. Half of their own differs from proxy to proxy, so a second variant sends everybody the same: half of
+// what Envoy behind iptables can do.
+//
+// Under churn (churn.go) the same is measured while endpoints and routes change. Quiet and churn alternate.
+
+const (
+	ownLoad  = "half of its own"
+	sameLoad = "half of Envoy's"
+	quiet    = "quiet"
+	churning = "churn"
+)
+
+var latencyScenarios = []scenario{
+	{
+		name: "latency", what: "open loop at half load, 128 bytes, latency from the time at which a request was due", path: "/small",
+		cases: latencyCases, measure: (*world).openLoop, columns: latencyColumns,
+	},
+	{
+		name: "churn", what: "open loop at half of its own load, 128 bytes, quiet and with endpoints and routes changing four times a second", path: "/small",
+		cases: churnCases, measure: (*world).openLoop, columns: latencyColumns, duration: 4 * time.Second,
+	},
+}
+
+var latencyColumns = []column{
+	{"rate/s", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.RPS.Median) }},
+	{"p50 us", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.P50) }},
+	{"p99 us", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.P99) }},
+	{"(min to max)", func(x result, _ *result) string {
+		return fmt.Sprintf("(%.0f to %.0f)", x.P99Spread.Min, x.P99Spread.Max)
+	}},
+	{"p99.9 us", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.P999) }},
+	{"proxy CPU us/request", ofProxies(func(x result) string { return fmt.Sprintf("%.1f", x.CPU.Median) })},
+	{"changes in force", func(x result, _ *result) string {
+		if x.Variant != churning {
+			return "-"
+		}
+		return fmt.Sprintf("%.0f", x.Changes)
+	}},
+}
+
+func latencyCases(all []testCase) []testCase {
+	chosen := only("none/none", "none/sockmap", "sockmesh/sockmap", "sockmesh/connect", "sockmesh/iptables", "envoy/iptables",
+		"haproxy/iptables", "haproxy/sockmap", "nginx/iptables", "floor/sockmap")(all)
+	var cases []testCase
+	for _, c := range chosen {
+		cases = append(cases, c.as(ownLoad, func(*scenario) {}))
+	}
+	for _, c := range only("sockmesh/sockmap", "envoy/iptables", "haproxy/iptables", "nginx/iptables")(chosen) {
+		cases = append(cases, c.as(sameLoad, func(s *scenario) { s.sameLoad = true }))
+	}
+	return cases
+}
+
+// openLoop measures latency at half of the load that the proxy can take.
+func (w *world) openLoop(ctx context.Context, s scenario, set setup) (sample, error) {
+	warm, err := w.warmUp(ctx, s, set)
+	if err != nil {
+		return sample{}, err
+	}
+	rate := warm.rps / 2
+	if s.sameLoad {
+		if rate, err = w.envoysHalf(ctx, s); err != nil {
+			return sample{}, err
+		}
+	}
+	if rate < 1 {
+		return sample{}, errors.New("not one request was answered in the warm-up")
+	}
+	load := func() (sample, error) { return w.openLoad(ctx, s, set, rate) }
+	if s.churn {
+		load = w.underChurn(ctx, s, set, load)
+	}
+	return w.underway(ctx, s, set, warm, load)
+}
+
+// envoysHalf is half of what Envoy behind iptables can do, found out once.
+func (w *world) envoysHalf(ctx context.Context, s scenario) (float64, error) {
+	if w.envoyHalf > 0 {
+		return w.envoyHalf, nil
+	}
+	set, err := w.behindIptables(w.startEnvoy)(ctx, s)
+	if set.undo != nil {
+		defer func() { _ = set.undo() }()
+	}
+	if err != nil {
+		return 0, err
+	}
+	if _, err := w.load(ctx, s, set, w.o.warmUp); err != nil {
+		return 0, err
+	}
+	seen, err := w.load(ctx, s, set, w.o.warmUp)
+	w.envoyHalf = seen.rps / 2
+	return w.envoyHalf, err
+}
+
+// openLoad runs the open-loop client in the client pod.
+func (w *world) openLoad(ctx context.Context, s scenario, set setup, rate float64) (sample, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return sample{}, err
+	}
+	return w.run(ctx, []string{self, "open-loop", "-addr", set.target.String(), "-path", s.path, "-c", strconv.Itoa(w.o.connections),
+		"-rate", strconv.FormatFloat(rate, 'f', 3, 64), "-d", w.duration(s).String()})
+}

@@ -1,0 +1,164 @@
+package torture
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sockmesh/sockmesh/pkg/lab"
+	"github.com/sockmesh/sockmesh/pkg/lab/traffic"
+)
+
+// connections of a mixed load, all kinds together.
+const connections = 64
+
+// perConnection is how many exchanges a connection carries that nobody can end but its client.
+const perConnection = 10
+
+// leave is how long a connection of such a load may live: a server that is on its way out waits for it.
+func leave(pause time.Duration) time.Duration { return perConnection*pause + 2*time.Second }
+
+// stream is one kind of traffic of the mix.
+type stream struct {
+	name string
+	to   service
+	cfg  traffic.Config
+	// proxied: the bytes are in the agent's hands, so its sudden death breaks the connections that there are.
+	proxied bool
+}
+
+var mix = []stream{
+	{"small HTTP", web, traffic.Config{Kind: traffic.HTTP, PerConnection: 20}, true},
+	{"HTTP, a connection each", web, traffic.Config{Kind: traffic.HTTP, NewConnection: true}, true},
+	{"large bodies", web, traffic.Config{Kind: traffic.Large, Size: 256 << 10, PerConnection: perConnection}, true},
+	{"streaming", web, traffic.Config{Kind: traffic.Streaming, Size: 64 << 10, PerConnection: perConnection}, true},
+	{"WebSocket", web, traffic.Config{Kind: traffic.WebSocket, Size: 4 << 10, PerConnection: perConnection}, true},
+	{"TCP, proxied", proxied, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, true},
+	{"TCP, offloaded", offloaded, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, false},
+	{"TCP Service", plain, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, false},
+}
+
+// config of n connections to the address of the given family, each of which rests for the pause after each exchange.
+func (s stream) config(family, n int, pause time.Duration) traffic.Config {
+	cfg := s.cfg
+	cfg.Addr, cfg.Host, cfg.Pause, cfg.Connections = s.to.addrs()[family%2].String(), "web", pause, n
+	cfg.Timeout = 20 * time.Second // the machine may be busy
+	cfg.Every = max(pause, 50*time.Millisecond)
+	return cfg
+}
+
+// mixed is the load of a client: every kind at once.
+type mixed struct {
+	w     *town
+	pause time.Duration
+	loads []*lab.Load
+}
+
+// load starts it and returns when every kind flows.
+func (w *town) load(from *lab.Pod, pause time.Duration) *mixed {
+	w.t.Helper()
+	m := &mixed{w: w, pause: pause}
+	for i, s := range mix {
+		l, err := from.StartTraffic(s.config(i, connections/len(mix), pause))
+		w.must(err)
+		m.loads = append(m.loads, l)
+	}
+	m.flow(20)
+	return m
+}
+
+// flow waits until every kind has had n more exchanges that went well.
+func (m *mixed) flow(n uint64) {
+	m.w.t.Helper()
+	start := make([]uint64, len(m.loads))
+	for i, l := range m.loads {
+		start[i] = l.Now().OK
+	}
+	for i, l := range m.loads {
+		if had := l.Now().OK - start[i]; had < n {
+			if err := l.WaitRequests(m.w.ctx, n-had); err != nil {
+				m.w.t.Fatalf("%s: %v", mix[i].name, err)
+			}
+		}
+	}
+}
+
+// tally is what a kind of traffic lived through.
+type tally struct {
+	exchanges, bytes           uint64
+	connects, requests, killed int // failed connects, failed exchanges, and those that a killed process explains
+	corrupt                    int
+	first                      *traffic.Failure // that nothing explains
+}
+
+// stop ends the load and counts.
+func (m *mixed) stop(kills ...lab.Window) []tally {
+	m.w.t.Helper()
+	out := make([]tally, len(m.loads))
+	for i, l := range m.loads {
+		r, err := l.Stop()
+		if err != nil {
+			m.w.t.Errorf("%s: the generator: %v", mix[i].name, err)
+		}
+		out[i] = count(mix[i], r, kills)
+	}
+	return out
+}
+
+func count(s stream, r traffic.Report, kills []lab.Window) tally {
+	c := tally{exchanges: r.Requests, bytes: r.Bytes}
+	rest := r.Failures
+	if s.proxied {
+		for _, k := range kills {
+			rest = k.OutsideOf(rest)
+		}
+	}
+	c.killed = len(r.Failures) - len(rest)
+	for i, f := range rest {
+		if c.first == nil {
+			c.first = &rest[i]
+		}
+		if f.Connected.IsZero() {
+			c.connects++
+		} else {
+			c.requests++
+		}
+	}
+	for _, f := range r.Failures {
+		if f.Corrupt {
+			c.corrupt++
+		}
+	}
+	if missing := int(r.Failed) - len(r.Failures); missing > 0 { // more than a generator remembers
+		c.requests += missing
+	}
+	return c
+}
+
+// judge prints the table of an event and fails the test where anything failed that no killed process had in hand.
+func (w *town) judge(event string, tallies []tally, kills int) {
+	w.t.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n%-24s %9s %9s %9s %9s %9s %9s\n", event, "", "exchanges", "MB", "connects", "requests", "corrupt", "killed")
+	var sum tally
+	for i, c := range tallies {
+		fmt.Fprintf(&b, "%-24s %9d %9.1f %9d %9d %9d %9d\n", mix[i].name, c.exchanges, float64(c.bytes)/1e6, c.connects, c.requests, c.corrupt, c.killed)
+		sum.exchanges, sum.bytes, sum.connects, sum.requests = sum.exchanges+c.exchanges, sum.bytes+c.bytes, sum.connects+c.connects, sum.requests+c.requests
+		sum.corrupt, sum.killed = sum.corrupt+c.corrupt, sum.killed+c.killed
+		switch each := connections / len(mix); {
+		case c.connects+c.requests > 0:
+			w.t.Errorf("%s: %s: %d connects and %d exchanges failed with nothing to explain it", event, mix[i].name, c.connects, c.requests)
+			if c.first != nil {
+				w.t.Errorf("the first at %s, on a connection of %s: %s", c.first.At.Format("15:04:05.000"), c.first.Connected.Format("15:04:05.000"), c.first.Error)
+			}
+		case c.corrupt > 0:
+			w.t.Errorf("%s: %s: %d answers were not what was sent", event, mix[i].name, c.corrupt)
+		case c.killed > kills*each:
+			w.t.Errorf("%s: %s: %d exchanges broke with %d killed processes, and there were %d connections", event, mix[i].name, c.killed, kills, each)
+		case c.exchanges == 0:
+			w.t.Errorf("%s: %s: nothing flowed", event, mix[i].name)
+		}
+	}
+	fmt.Fprintf(&b, "%-24s %9d %9.1f %9d %9d %9d %9d", "sum", sum.exchanges, float64(sum.bytes)/1e6, sum.connects, sum.requests, sum.corrupt, sum.killed)
+	w.t.Log(b.String())
+}
