@@ -286,19 +286,34 @@ func (u *uring) release(c *Conn) {
 		abortOnClose(c.fd) // bytes that nobody read: TCP would reset
 		u.l.stats.syscalls++
 	}
-	if c.receiving || c.polling || c.flight != nil {
-		u.cancel(c.fd)
+	// Each by its tag, which the kernel finds by hash: to find what a descriptor has under way it walks over the requests
+	// of all connections, and with ten thousand idle ones every close would cost a third of a millisecond.
+	if c.receiving {
+		u.cancelTagged(tag(receiveKind(c), c.slot, c.gen))
+	}
+	if c.polling {
+		u.cancelTagged(tag(kindPoll, c.slot, c.gen))
 	}
 	if c.flight != nil {
+		u.cancelTagged(tag(kindSend, c.flight.index, 0))
 		c.flight.conn = nil
 	}
 	e := u.request(kindIgnore, 0, 0)
 	e.opcode, e.fd, e.flags = opClose, c.fd, sqeCQESkipSuccess
 }
 
-func (u *uring) cancel(fd int32) {
+// cancelTagged ends the one request with that tag.
+func (u *uring) cancelTagged(userData uint64) {
 	e := u.request(kindIgnore, 0, 0)
-	e.opcode, e.fd, e.opFlags, e.flags = opAsyncCancel, fd, cancelAll|cancelFD, sqeCQESkipSuccess
+	e.opcode, e.fd, e.addr, e.flags = opAsyncCancel, -1, userData, sqeCQESkipSuccess
+}
+
+// receiveKind is how the connection is being received from.
+func receiveKind(c *Conn) int {
+	if c.multi {
+		return kindRecvMulti
+	}
+	return kindRecv
 }
 
 // streams: more comes than is wanted at a time, so a receive that would go on by itself is stopped.
@@ -308,8 +323,7 @@ func (u *uring) streams(c *Conn) {
 		return
 	}
 	c.cancelling = true
-	e := u.request(kindIgnore, 0, 0)
-	e.opcode, e.fd, e.addr, e.flags = opAsyncCancel, -1, tag(kindRecvMulti, c.slot, c.gen), sqeCQESkipSuccess
+	u.cancelTagged(tag(kindRecvMulti, c.slot, c.gen))
 }
 
 func (u *uring) attachListener(ln *Listener) error {
@@ -331,7 +345,7 @@ func (u *uring) updateListener(ln *Listener, on bool) {
 // taking connections into a backlog that nobody empties.
 func (u *uring) detachListener(ln *Listener) {
 	if ln.polling {
-		u.cancel(ln.fd)
+		u.cancelTagged(tag(kindListen, ln.slot, ln.gen))
 		u.l.stats.syscalls++
 		u.ring.enter(false, 0)
 	}
