@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ import (
 	"github.com/sockmesh/sockmesh/agent/version"
 	"github.com/sockmesh/sockmesh/pkg/datapath"
 	"github.com/sockmesh/sockmesh/pkg/datapath/selftest"
+	"github.com/sockmesh/sockmesh/pkg/healthcheck"
 	"github.com/sockmesh/sockmesh/pkg/kube"
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 	"github.com/sockmesh/sockmesh/pkg/nodeaddr"
@@ -55,6 +57,10 @@ type Agent struct {
 	pods      *pod.Manager
 	objects   *objects
 	publisher *publisher
+
+	notices    *notices
+	checks     *healthcheck.Services
+	nodeHealth *healthcheck.Node // nil: --kube-proxy-healthz is off
 
 	canary     *canary.Canary
 	canaryLoop *canaryLoop
@@ -113,6 +119,8 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 		return nil, err
 	}
 	a.canaryLoop = newCanaryLoop(a.canary.Check, log)
+	a.newHealth()
+	a.objects.health = a.checks
 	rec := a.datapath.Reconciler()
 	a.publisher = newPublisher(a.engine, rec, log, a.canary.Listener)
 	a.objects.datapath, a.objects.proxy = rec, proxyAdapter{a.engine, log}
@@ -128,8 +136,12 @@ func (a *Agent) readSources() (err error) {
 		return err
 	}
 	o.finder = a.pods
+	a.notices = &notices{log: a.log, uid: o.serviceUID}
 	if a.source, err = newSource(a.cfg, o, a.log); err != nil {
 		return err
+	}
+	if a.source != nil {
+		a.notices.warn = a.source.Recorder().Warn
 	}
 	if a.xds, err = newControl(a.cfg, func(s *mesh.Snapshot) { a.publisher.Publish(s) }, a.log); err != nil {
 		return err
@@ -294,11 +306,22 @@ func (a *Agent) start(ctx context.Context) error {
 		rec.Synced(datapath.SourceServices)
 		rec.Synced(datapath.SourcePods)
 	} else {
-		a.part("addresses", ctx, func(ctx context.Context) error { return nodeaddr.Watch(ctx, a.log, a.source.SetAddresses) })
+		a.part("addresses", ctx, func(ctx context.Context) error { return nodeaddr.Watch(ctx, a.log, a.setAddresses) })
+		if a.cfg.Services {
+			a.startHealth(ctx)
+			a.part("failures", ctx, a.watchFailures)
+			a.part("ports", ctx, a.watchPorts)
+		}
 		a.part("kubernetes", ctx, a.source.Run)
 	}
 	a.part("canary", ctx, a.flyCanary)
 	return nil
+}
+
+// setAddresses passes the addresses of the node's devices on.
+func (a *Agent) setAddresses(devices []netip.Addr) {
+	a.objects.setDevices(devices)
+	a.source.SetAddresses(devices)
 }
 
 // part runs a piece in a goroutine; its error ends the agent.
@@ -332,6 +355,7 @@ func (a *Agent) startCanary() error {
 // started beside this one.
 func (a *Agent) drain(force context.Context) {
 	a.draining.Store(true)
+	a.closeHealth()
 	if a.web != nil {
 		a.web.close() // its port is the next agent's
 		a.web = nil
@@ -356,6 +380,7 @@ func (a *Agent) close() {
 		_ = a.admin.Close(ctx)
 		cancel()
 	}
+	a.closeHealth()
 	if a.web != nil {
 		a.web.close()
 	} else if a.webSocket != nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,11 @@ type podFinder interface {
 	DeletePod(uid string)
 }
 
+// healthChecks is pkg/healthcheck's Services.
+type healthChecks interface {
+	Set(service.Name, *service.HealthCheck)
+}
+
 type proxyPods interface {
 	AddPod(pod.Pod) error
 	RemovePod(cookie uint64)
@@ -39,11 +45,14 @@ type objects struct {
 	datapath serviceUser
 	finder   podFinder
 	proxy    proxyPods
+	health   healthChecks
 	log      *slog.Logger
 	// translate is --services; known Services are shown in either case.
 	translate bool
 	// internal pods are always there: the canary.
 	internal []datapath.Pod
+	// portsChanged is told when Services' node ports may have changed.
+	portsChanged chan struct{}
 	// synced is called once Kubernetes has been listed in full.
 	synced func()
 
@@ -52,6 +61,7 @@ type objects struct {
 	pods     map[string]*kube.Pod              // by UID, guarded by mu, immutable
 	placed   map[string]pod.Pod                // by UID, guarded by mu: pods whose network namespace is known
 	node     *kube.Node                        // guarded by mu
+	devices  []netip.Addr                      // guarded by mu: addresses of the node's devices
 }
 
 var (
@@ -60,12 +70,16 @@ var (
 )
 
 func newObjects() *objects {
-	return &objects{services: map[service.Name]*service.Service{}, pods: map[string]*kube.Pod{}, placed: map[string]pod.Pod{}}
+	return &objects{
+		services: map[service.Name]*service.Service{}, pods: map[string]*kube.Pod{}, placed: map[string]pod.Pod{},
+		portsChanged: make(chan struct{}, 1),
+	}
 }
 
 // ServiceChanged implements kube.Handler.
 func (o *objects) ServiceChanged(name service.Name, svc *service.Service) {
 	o.mu.Lock()
+	ports := hasHostPorts(o.services[name]) || hasHostPorts(svc)
 	if svc == nil {
 		delete(o.services, name)
 	} else {
@@ -75,11 +89,56 @@ func (o *objects) ServiceChanged(name service.Name, svc *service.Service) {
 	if !o.translate {
 		return
 	}
+	if ports {
+		o.lookAtPorts()
+	}
+	if svc == nil {
+		o.health.Set(name, nil)
+	} else {
+		o.health.Set(name, svc.HealthCheck)
+	}
 	if svc == nil {
 		o.datapath.DeleteService(name)
 	} else {
 		o.datapath.SetService(svc)
 	}
+}
+
+// hasHostPorts tells whether a Service has addresses that the host may have sockets on.
+func hasHostPorts(svc *service.Service) bool {
+	return svc != nil && (len(svc.Loopback) > 0 || slices.ContainsFunc(svc.Frontends, func(f service.Frontend) bool { return f.Kind != service.ClusterIP }))
+}
+
+func (o *objects) lookAtPorts() {
+	select {
+	case o.portsChanged <- struct{}{}:
+	default:
+	}
+}
+
+// setDevices notes the addresses of the node's devices.
+func (o *objects) setDevices(devices []netip.Addr) {
+	o.mu.Lock()
+	o.devices = devices
+	o.mu.Unlock()
+	o.lookAtPorts()
+}
+
+// serviceUID is "" for a Service that isn't known.
+func (o *objects) serviceUID(name service.Name) string {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if svc := o.services[name]; svc != nil {
+		return svc.UID
+	}
+	return ""
+}
+
+// nodeNow is the Node object, nil while it is not known.
+func (o *objects) nodeNow() *kube.Node {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.node
 }
 
 // PodChanged implements kube.Handler.

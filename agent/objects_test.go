@@ -45,6 +45,7 @@ func (w *world) RemovePod(cookie uint64) { w.note("proxy -%d", cookie) }
 func testObjects() (*objects, *world) {
 	w := &world{}
 	o := newObjects()
+	o.health = noChecks{}
 	o.datapath, o.finder, o.proxy, o.log, o.translate, o.synced = w, w, w, quiet, true, func() { w.note("synced called") }
 	return o, w
 }
@@ -145,3 +146,8 @@ func TestPodRowsSayWhy(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// noChecks are health checks of nobody's.
+type noChecks struct{}
+
+func (noChecks) Set(service.Name, *service.HealthCheck) {}

@@ -128,6 +128,7 @@ func (a *Agent) awaitSuccessor(ctx context.Context) error {
 		}
 		if a.admin.Replaced() || a.datapath.Reconciler().Status().Superseded {
 			a.succeeded.Store(true)
+			a.closeHealth()
 			a.log.Warn("another agent has taken over: this one only serves what it has, and waits for SIGTERM", "admin", a.cfg.Admin)
 			return nil
 		}

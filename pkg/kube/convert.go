@@ -251,7 +251,10 @@ func convertNamespace(m *metav1.ObjectMeta) *namespace {
 // ConvertNode trims a Node. Of its addresses the internal ones come first, so that the first of a family is the one
 // that the cluster knows the node by.
 func ConvertNode(n *corev1.Node) *Node {
-	o := &Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	o := &Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Leaving: n.DeletionTimestamp != nil}
+	for _, t := range n.Spec.Taints {
+		o.Leaving = o.Leaving || t.Key == taintToBeDeleted
+	}
 	for _, t := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for _, a := range n.Status.Addresses {
 			if addr, ok := parseIP(a.Address); ok && a.Type == t {
@@ -261,6 +264,9 @@ func ConvertNode(n *corev1.Node) *Node {
 	}
 	return o
 }
+
+// taintToBeDeleted is the cluster autoscaler's.
+const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
 
 // foreign tells whether labels take a Service away from this proxy. The labels' presence counts, not their value.
 func foreign(labels map[string]string) bool {

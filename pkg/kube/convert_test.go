@@ -102,6 +102,20 @@ func TestANodesInternalAddressesComeFirst(t *testing.T) {
 	}
 }
 
+func TestANodeThatIsToGoIsLeaving(t *testing.T) {
+	for what, n := range map[string]*corev1.Node{
+		"deleted": {ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: new(metav1.Now())}},
+		"tainted": {Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}}},
+	} {
+		if !ConvertNode(n).Leaving {
+			t.Errorf("%s, and it stays", what)
+		}
+	}
+	if ConvertNode(&corev1.Node{Spec: corev1.NodeSpec{Unschedulable: true, Taints: []corev1.Taint{{Key: "node.kubernetes.io/unschedulable"}}}}).Leaving {
+		t.Error("a cordoned node leaves")
+	}
+}
+
 func TestNodePortsFollowTheNodeAndItsDevices(t *testing.T) {
 	ports, err := service.ParseNodePortAddresses("192.168.0.0/16,loopback")
 	if err != nil {

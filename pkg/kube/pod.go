@@ -114,8 +114,11 @@ type Node struct {
 	Zone string
 	// Addresses are the node's own (InternalIP and ExternalIP).
 	Addresses []netip.Addr
+	// Leaving: it is being deleted, or the cluster autoscaler has said that it will be. Load balancers are to send it nothing
+	// new (KEP-3836).
+	Leaving bool
 }
 
 func (n *Node) equal(b *Node) bool {
-	return n.Name == b.Name && n.Zone == b.Zone && slices.Equal(n.Addresses, b.Addresses)
+	return n.Name == b.Name && n.Zone == b.Zone && n.Leaving == b.Leaving && slices.Equal(n.Addresses, b.Addresses)
 }

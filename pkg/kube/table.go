@@ -1,8 +1,8 @@
 package kube
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -224,21 +224,24 @@ func (t *table) nextPod() func() {
 	return nil
 }
 
-// tell publishes what of a Service cannot be honoured, once for each set of problems.
+// tell publishes what of a Service cannot be honoured, once for each problem.
 func (t *table) tell(name service.Name, svc *service.Service) {
 	if svc == nil || len(svc.Problems) == 0 {
 		delete(t.told, name)
 		return
 	}
-	if slices.Equal(t.told[name], svc.Problems) {
-		return
-	}
+	told := t.told[name]
 	t.told[name] = svc.Problems
 	ref := Ref{APIVersion: "v1", Kind: "Service", Namespace: name.Namespace, Name: name.Name, UID: svc.UID}
 	for _, p := range svc.Problems {
-		if !p.Minor {
-			t.recorder.Warn(ref, "Unsupported", fmt.Sprintf("%s: %s", p.Field, p.Detail))
+		if p.Minor || slices.Contains(told, p) {
+			continue
 		}
+		message := p.Field + ": " + p.Detail
+		if p.Cure != "" {
+			message += ": " + p.Cure
+		}
+		t.recorder.Warn(ref, cmp.Or(p.Reason, "Unsupported"), message)
 	}
 }
 

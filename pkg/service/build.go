@@ -23,8 +23,11 @@ func build(o *Object, eps []*Slice, node *Node, owner func(key) (Name, bool)) *S
 		return nil
 	}
 	b := builder{
-		o: o, node: node, owner: owner, excluded: map[Excluded]bool{}, families: make(map[family][]sets, 2),
-		out: &Service{Name: o.Name, UID: o.UID, Problems: o.Problems, Frontends: make([]Frontend, 0, len(o.ClusterIPs)*len(o.Ports))},
+		o: o, node: node, owner: owner, excluded: exclusions{}, families: make(map[family][]sets, 2),
+		out: &Service{
+			Name: o.Name, UID: o.UID, Problems: o.Problems, Frontends: make([]Frontend, 0, len(o.ClusterIPs)*len(o.Ports)),
+			InternalLocal: o.InternalLocal, ExternalLocal: o.ExternalLocal,
+		},
 	}
 	for _, ip := range o.ClusterIPs {
 		if v4 := family(ip.Is4()); b.families[v4] == nil {
@@ -35,9 +38,10 @@ func build(o *Object, eps []*Slice, node *Node, owner func(key) (Name, bool)) *S
 		b.add(f)
 	}
 	b.remarks()
+	b.strangers(eps)
 	b.healthCheck(eps)
-	for e := range b.excluded {
-		b.out.Excluded = append(b.out.Excluded, e)
+	for e, endpoint := range b.excluded {
+		b.out.Excluded = append(b.out.Excluded, Excluded{e.addr, e.reason, endpoint})
 	}
 	slices.SortFunc(b.out.Excluded, func(a, b Excluded) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Reason, b.Reason))
@@ -53,7 +57,7 @@ type builder struct {
 	owner func(key) (Name, bool)
 	// families holds for each family of cluster IPs the endpoints of each of o.Ports.
 	families map[family][]sets
-	excluded map[Excluded]bool
+	excluded exclusions
 	// restricted are the External values with source ranges, by the ones without.
 	restricted map[*External]*External
 }
@@ -90,7 +94,10 @@ func (b *builder) use(v4 family, port Port) use {
 func (b *builder) add(f front) {
 	if b.owner != nil {
 		if other, taken := b.owner(f.key); taken {
-			b.problem(fieldOf[f.kind], fmt.Sprintf("%s/%s is not served: it is an address of Service %s", f.addr, f.protocol, other), false)
+			b.problem(Problem{
+				Field: fieldOf[f.kind], Detail: fmt.Sprintf("%s/%s is not served: it is an address of Service %s", f.addr, f.protocol, other),
+				Reason: "AddressConflict", Cure: "give one of the two another address or port",
+			})
 			return
 		}
 	}
@@ -146,7 +153,7 @@ func (b *builder) sources(v4 family) []netip.Prefix {
 		out = append(out, p)
 	}
 	if len(out) == 0 && len(b.o.SourceRanges) > 0 {
-		b.problem("spec.loadBalancerSourceRanges", fmt.Sprintf("no range is of family %s: its load-balancer addresses are open to all", v4), true)
+		b.minor("spec.loadBalancerSourceRanges", fmt.Sprintf("no range is of family %s: its load-balancer addresses are open to all", v4))
 	}
 	return out
 }
@@ -161,27 +168,53 @@ func (b *builder) remarks() {
 	for kind, ips := range map[Kind][]netip.Addr{LoadBalancer: b.o.LoadBalancerIPs, ExternalIP: b.o.ExternalIPs} {
 		for _, ip := range ips {
 			if b.families[family(ip.Is4())] == nil {
-				b.problem(fieldOf[kind], ip.String()+" is not served: the Service has no cluster IP of this family", true)
+				b.minor(fieldOf[kind], ip.String()+" is not served: the Service has no cluster IP of this family")
 			} else if why := b.node.refuses(ip); kind == ExternalIP && why != "" {
-				b.problem(fieldOf[kind], ip.String()+" "+why, true)
+				b.minor(fieldOf[kind], ip.String()+" "+why)
 			}
 		}
 		if len(ips) > 0 && !b.node.Outside {
-			b.problem(fieldOf[kind], notOutside, true)
+			b.minor(fieldOf[kind], notOutside)
 		}
 	}
 	if b.o.hasNodePort() && !b.node.Outside {
-		b.problem(fieldOf[NodePort], notOutside, true)
+		b.minor(fieldOf[NodePort], notOutside)
 	}
 	own := b.out.Problems[len(b.o.Problems):]
 	slices.SortFunc(own, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.Field, b.Field), cmp.Compare(a.Detail, b.Detail)) })
 }
 
+// strangers notes endpoints that no address of the Service can be sent to, where there are no others.
+func (b *builder) strangers(eps []*Slice) {
+	for _, slice := range eps {
+		for i := range slice.Endpoints {
+			if b.families[family(slice.Endpoints[i].Addr.Is4())] != nil {
+				return
+			}
+		}
+	}
+	for _, slice := range eps {
+		if len(slice.Endpoints) == 0 {
+			continue
+		}
+		f := family(slice.Endpoints[0].Addr.Is4())
+		b.problem(Problem{
+			Field: "spec.ipFamilies", Detail: fmt.Sprintf("all endpoints are %s, and the Service has no %s cluster IP: connections are refused", f, f),
+			Reason: "EndpointFamily", Cure: fmt.Sprintf("add %s to spec.ipFamilies, or give the Service endpoints of its own family", f),
+		})
+		return
+	}
+}
+
 const notOutside = "not served yet to clients outside the cluster"
 
+// minor notes what is worth listing and not worth an Event.
+func (b *builder) minor(field, detail string) {
+	b.problem(Problem{Field: field, Detail: detail, Minor: true})
+}
+
 // problem notes what is not honoured; the object's own list is shared and stays as it is.
-func (b *builder) problem(field, detail string, minor bool) {
-	p := Problem{Field: field, Detail: detail, Minor: minor}
+func (b *builder) problem(p Problem) {
 	if !slices.Contains(b.out.Problems, p) {
 		b.out.Problems = append(slices.Clip(b.out.Problems), p)
 	}
@@ -193,7 +226,7 @@ func (b *builder) healthCheck(eps []*Slice) {
 	if b.o.HealthCheckNodePort == 0 {
 		return
 	}
-	h := &HealthCheck{Port: b.o.HealthCheckNodePort}
+	h := &HealthCheck{Port: b.o.HealthCheckNodePort, Addresses: b.node.NodePorts}
 	ready := map[netip.Addr]bool{}
 	seen := map[Port]bool{}
 	for _, slice := range eps {

@@ -24,9 +24,26 @@ type candidate struct {
 	slice Name
 }
 
+// exclusions are the endpoints that take no traffic, each once for a reason.
+type exclusions map[exclusion]*Endpoint
+
+type exclusion struct {
+	addr   netip.AddrPort
+	reason string
+}
+
+// add notes an endpoint. Of several observations of one address the same one counts in whatever order they come.
+func (x exclusions) add(addr netip.AddrPort, reason string, e *Endpoint) {
+	k := exclusion{addr, reason}
+	if before := x[k]; before == nil || cmp.Or(cmp.Compare(e.rank(), before.rank()), cmp.Compare(e.Node, before.Node),
+		cmp.Compare(e.Zone, before.Zone), cmp.Compare(e.Pod, before.Pod), e.Hints.compare(before.Hints)) > 0 {
+		x[k] = e
+	}
+}
+
 // gather unites a Service's slices for one port and family: deduplicated by address and port, sorted by it. Where
 // excluded is not nil, endpoints without the port are noted there.
-func gather(eps []*Slice, v4 bool, port Port, excluded map[Excluded]bool) []candidate {
+func gather(eps []*Slice, v4 bool, port Port, excluded exclusions) []candidate {
 	var all []candidate
 	for _, slice := range eps {
 		numbers := numbersOf(slice, port)
@@ -36,7 +53,7 @@ func gather(eps []*Slice, v4 bool, port Port, excluded map[Excluded]bool) []cand
 				continue
 			}
 			if len(numbers) == 0 && excluded != nil {
-				excluded[Excluded{Addr: netip.AddrPortFrom(e.Addr, 0), Reason: reasonNoPort + ": " + portLabel(port)}] = true
+				excluded.add(netip.AddrPortFrom(e.Addr, 0), reasonNoPort+": "+portLabel(port), e)
 			}
 			for _, n := range numbers {
 				all = append(all, candidate{e, netip.AddrPortFrom(e.Addr, n), slice.Name})
@@ -89,7 +106,7 @@ type sets struct {
 
 // choose picks who takes new connections. The policies decide apart: Local may fall back to terminating endpoints of
 // this node while others are ready elsewhere, but never to other nodes.
-func choose(all []candidate, u use, namespace string, node *Node, excluded map[Excluded]bool) sets {
+func choose(all []candidate, u use, namespace string, node *Node, excluded exclusions) sets {
 	verdicts := make([]verdict, len(all))
 	var s sets
 	var local []Backend
@@ -101,7 +118,7 @@ func choose(all []candidate, u use, namespace string, node *Node, excluded map[E
 	}
 	for i, v := range verdicts {
 		if !v.used {
-			excluded[Excluded{Addr: all[i].addr, Reason: v.reason}] = true
+			excluded.add(all[i].addr, v.reason, all[i].Endpoint)
 		}
 	}
 	s.internal = s.cluster

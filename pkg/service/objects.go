@@ -70,6 +70,8 @@ type Problem struct {
 	Detail string
 	// Minor: worth listing, not worth telling the object's owner.
 	Minor bool
+	// Reason is the Event's, one CamelCase word; "": Unsupported. Cure says what would help, where it isn't plain.
+	Reason, Cure string
 }
 
 // Equal tells whether two versions of a Service mean the same.

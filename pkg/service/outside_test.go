@@ -222,8 +222,8 @@ func TestHintsExcludeForAReason(t *testing.T) {
 	e, f := ep("10.0.0.1", "ready"), ep("10.0.0.2", "ready")
 	e.Hints, f.Hints = MakeHints([]string{"z1"}, nil), MakeHints([]string{"z2"}, nil)
 	s := Build(web(), []*Slice{slice("a", e, f)}, outsideNode())
-	if got := fmt.Sprint(s.Excluded); got != "[{10.0.0.2:8080 its hints are for other zones}]" {
-		t.Error(got)
+	if x := s.Excluded; len(x) != 1 || x[0].Addr.String() != "10.0.0.2:8080" || x[0].Reason != "its hints are for other zones" || x[0].Endpoint.Addr != x[0].Addr.Addr() {
+		t.Errorf("%+v", x)
 	}
 }
 
@@ -380,4 +380,34 @@ func TestALoserNamesTheOwnerOfNow(t *testing.T) {
 	want("c", "a")
 	s.DeleteService(Name{"default", "a"})
 	want("c", "b")
+}
+
+func TestEndpointsOfAnotherFamilyOnlyAreAProblem(t *testing.T) {
+	six := slice("a", ep("fd00::1", "ready"))
+	s := Build(web(), []*Slice{six}, outsideNode())
+	if len(s.Problems) != 1 || s.Problems[0].Minor || s.Problems[0].Reason != "EndpointFamily" || !strings.Contains(s.Problems[0].Detail, "IPv6") {
+		t.Errorf("%+v", s.Problems)
+	}
+	if s := Build(web(), []*Slice{six, slice("b", ep("10.0.0.1", "ready"))}, outsideNode()); len(s.Problems) != 0 {
+		t.Errorf("with an endpoint of its own family: %+v", s.Problems)
+	}
+	if s := Build(web(), nil, outsideNode()); len(s.Problems) != 0 {
+		t.Errorf("without any: %+v", s.Problems)
+	}
+}
+
+func TestAHealthCheckIsAskedWhereNodePortsAreServed(t *testing.T) {
+	node := outsideNode()
+	store := NewStore(node)
+	o := web(func(o *Object) { o.HealthCheckNodePort, o.ExternalLocal, o.Ports[0].NodePort = 31000, true, 0 })
+	store.SetService(o)
+	_, s, _ := store.Next()
+	if !slices.Equal(s.HealthCheck.Addresses, node.NodePorts) {
+		t.Errorf("asked on %v, node ports are on %v", s.HealthCheck.Addresses, node.NodePorts)
+	}
+	node.NodePorts = []netip.Addr{netip.MustParseAddr("192.168.7.7")}
+	store.SetNode(node)
+	if _, s, ok := store.Next(); !ok || !slices.Equal(s.HealthCheck.Addresses, node.NodePorts) {
+		t.Errorf("after the node's addresses changed: %v", s)
+	}
 }

@@ -39,7 +39,7 @@ func (s *Store) SetNode(n Node) {
 	owning := n.ExternalIPs != was.ExternalIPs || n.ExternalIPs == ExternalIPsOwn && !slices.Equal(n.Addresses, was.Addresses)
 	var other []*entry
 	for _, e := range s.services {
-		if e.object != nil && (readdressed && e.object.hasNodePort() || owning && len(e.object.ExternalIPs) > 0) {
+		if e.object != nil && (readdressed && (e.object.hasNodePort() || e.object.HealthCheckNodePort != 0) || owning && len(e.object.ExternalIPs) > 0) {
 			other = append(other, e)
 		} else if renamed || moved && e.hinted() {
 			s.mark(e)

@@ -105,6 +105,8 @@ type Service struct {
 	// Loopback are the node ports on the host's loopback addresses. They stand apart because they are for sockets in the
 	// host's network namespace only: a pod's loopback is its own.
 	Loopback []Frontend
+	// InternalLocal and ExternalLocal are the traffic policies.
+	InternalLocal, ExternalLocal bool
 	// HealthCheck is what load balancers ask of this node; nil: nothing.
 	HealthCheck *HealthCheck
 	// Excluded says of endpoints that are not used why.
@@ -118,6 +120,8 @@ type Service struct {
 // balancer is to look elsewhere.
 type HealthCheck struct {
 	Port uint16
+	// Addresses that it is asked on: those where node ports are served. Services share the slice.
+	Addresses []netip.Addr
 	// LocalReady4 and LocalReady6 count the addresses of ready endpoints on this node, by family.
 	LocalReady4, LocalReady6 int
 }
@@ -126,4 +130,6 @@ type HealthCheck struct {
 type Excluded struct {
 	Addr   netip.AddrPort
 	Reason string
+	// Endpoint is what its slice says of it.
+	Endpoint *Endpoint
 }
