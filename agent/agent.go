@@ -197,6 +197,7 @@ func DatapathConfig(cfg config.Config, log *slog.Logger) datapath.Config {
 		CgroupRoot: cfg.CgroupRoot, BPFFS: cfg.BPFFS,
 		Acceleration: cfg.Acceleration == config.AccelerationAuto, Services: cfg.Services,
 		OriginalDstSockopt: cfg.OriginalDstSockopt, AcceleratePods: cfg.AcceleratePods, FailClosed: cfg.FailMode == config.FailClosed,
+		Outside: cfg.Outside && cfg.Services, Devices: cfg.DeviceList(),
 		Sizes: cfg.Maps, SyncTimeout: cfg.SyncTimeout, DriftInterval: cfg.DriftInterval,
 		Logger: log.With("component", "datapath"),
 	}
@@ -230,7 +231,7 @@ func newSource(cfg config.Config, h kube.Handler, log *slog.Logger) (kube.Source
 		return nil, err
 	}
 	kc := kube.Config{
-		NodeName: cfg.NodeName, Enroll: policy, NodePorts: nodePorts, ExternalIPs: externalIPs, Handler: h,
+		NodeName: cfg.NodeName, Enroll: policy, NodePorts: nodePorts, ExternalIPs: externalIPs, Outside: cfg.Outside, Handler: h,
 		Logger: log.With("component", "kubernetes"),
 	}
 	switch {

@@ -145,6 +145,7 @@ func (n *node) start(flags ...string) *process {
 		"--node-name=n1", "--manifests=" + filepath.Join(n.dir, "manifests"), "--cgroup-root=" + n.cgroup, "--bpffs=" + n.bpffs(),
 		"--netns-dir=" + filepath.Join(n.dir, "netns"), "--state-dir=" + filepath.Join(n.dir, "state"), "--admin=" + n.admin(),
 		"--metrics=off", "--drain-time=1s",
+		"--outside=off",         // this machine's own devices are none of a test's business
 		"--drop-privileges=off", // a test binary may have cgo; tests/node drops them in the real one
 	}, flags...)
 	p := &process{cmd: exec.Command(os.Args[0], args...), log: &logBuffer{}, done: make(chan error, 1), n: n}

@@ -54,6 +54,10 @@ var (
 	descReady       = desc("agent_ready", "1 if a canary connection went through and every source is known.")
 	descCanary      = desc("canary_connections_total", "Canary connections through the real hooks.", "result")
 	descConnections = desc("connections_total", "Connections of pods by what became of them at connect.", "outcome")
+	descOutside     = desc("outside_connections_total", "First packets of clients outside this node by what became of them.", "outcome")
+	descOutsideNow  = desc("outside_connections", "Connections of clients outside.", "state")
+	descOutsideOn   = desc("outside_active", "1 if clients outside this node are served.")
+	descOutsideICMP = desc("outside_icmp_errors_total", "ICMP errors translated for clients outside and their backends.")
 	descRefused     = desc("proxy_refused_connections_total", "Connections that the proxy closed unserved.", "reason")
 	descActive      = desc("proxy_connections", "Connections that the proxy serves now.")
 	descAccelerated = desc("acceleration_active", "1 if sockets are redirected.")
@@ -108,6 +112,13 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 		} {
 			count(descConnections, n, outcome)
 		}
+		for outcome, n := range map[string]uint64{
+			"accepted": k.Outside, "refused": k.OutsideRefused, "silent": k.OutsideSilent, "denied": k.OutsideDenied, "stray": k.OutsideStray,
+			"full": k.OutsideFull, "no_port": k.OutsideNoPort, "no_source": k.OutsideNoSource,
+		} {
+			count(descOutside, n, outcome)
+		}
+		count(descOutsideICMP, k.OutsideErrors)
 		count(descBytes, k.RedirectedBytes, "redirected")
 		count(descBytes, k.PassedBytes, "passed")
 		count(descAside, k.SteppedAside)
@@ -122,6 +133,9 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 	d := c.datapathStatus()
 	gauge(descAccelerated, one(d.Acceleration.Active))
 	gauge(descAsideOpen, float64(d.Acceleration.StepAside.Open))
+	gauge(descOutsideOn, one(d.Outside.Active))
+	gauge(descOutsideNow, float64(d.Outside.Connections), "established")
+	gauge(descOutsideNow, float64(d.Outside.Unanswered), "unanswered")
 	for _, p := range d.Acceleration.Probes {
 		gauge(descProbe, one(p.OK), p.Name)
 	}

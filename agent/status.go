@@ -39,6 +39,7 @@ func (a *Agent) Status() api.Status {
 		XDS:         a.xdsStatus(),
 		Connections: a.connections(),
 		Proxy:       a.proxyStatus(),
+		Outside:     a.outsideStatus(d.Outside),
 		Canary:      a.canaryLoop.status(),
 	}
 	for _, p := range d.Acceleration.Probes {
@@ -101,6 +102,22 @@ func (a *Agent) connections() api.Connections {
 		Proxied: c.Proxied, Offloaded: c.Offloaded, Service: c.Service, Passed: c.Passed, Refused: c.Refused, FailedOpen: c.FailOpen,
 		SteppedAside: c.SteppedAside,
 	}
+}
+
+func (a *Agent) outsideStatus(d datapath.OutsideStatus) api.Outside {
+	c, err := a.datapath.Counters()
+	if err != nil {
+		a.log.Warn("the counters of clients outside can't be read", "error", err)
+	}
+	o := api.Outside{
+		Active: d.Active, Reason: d.Reason, Devices: []api.Device{}, Connections: d.Connections, Unanswered: d.Unanswered,
+		Accepted: c.Outside, Refused: c.OutsideRefused, Silent: c.OutsideSilent, Denied: c.OutsideDenied, Stray: c.OutsideStray,
+		Full: c.OutsideFull, NoPort: c.OutsideNoPort + c.OutsideNoSource,
+	}
+	for _, dev := range d.Devices {
+		o.Devices = append(o.Devices, api.Device{Name: dev.Name, Mode: dev.Mode, Clients: dev.Clients, Reason: dev.Reason})
+	}
+	return o
 }
 
 func reconcilerErrors(r datapath.ReconcilerStatus) []string {

@@ -329,6 +329,15 @@ struct sm_counters {
 	__u64 aside_returned;   /* times that one came back because its receiver was slow */
 	__u64 aside_messages;
 	__u64 aside_bytes;
+	__u64 outside;           /* connections of clients outside */
+	__u64 outside_refused;   /* answered with a refusal: no backend */
+	__u64 outside_silent;    /* left without an answer: backends are on other nodes */
+	__u64 outside_denied;    /* left without an answer: not in the source ranges */
+	__u64 outside_stray;     /* segments of connections that are not known (any more) */
+	__u64 outside_full;      /* packets that waited for room in sm_nat */
+	__u64 outside_no_port;   /* connections for which no source port was free */
+	__u64 outside_no_source; /* connections for which the node has no address */
+	__u64 outside_errors;    /* ICMP errors translated */
 };
 
 /* An application that splices: whoever accepts on a port of a network namespace, or what connects from a container. */

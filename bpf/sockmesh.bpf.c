@@ -7,5 +7,6 @@
 #include "sockopt.bpf.c"
 #include "iter.bpf.c"
 #include "splice.bpf.c"
+#include "nat.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -19,6 +19,7 @@ type Status struct {
 
 	Acceleration Acceleration `json:"acceleration"`
 	Datapath     Datapath     `json:"datapath"`
+	Outside      Outside      `json:"outside"`
 	Kubernetes   Kubernetes   `json:"kubernetes"`
 	XDS          XDS          `json:"xds"`
 	Pods         PodCounts    `json:"pods"`
@@ -79,6 +80,33 @@ type Program struct {
 	Attach string `json:"attach"`
 	ID     uint32 `json:"id"`
 	Pinned string `json:"pinned"`
+}
+
+// Outside is how clients outside this node are served.
+type Outside struct {
+	Active bool `json:"active"`
+	// Reason says why not, or not everywhere.
+	Reason  string   `json:"reason,omitempty"`
+	Devices []Device `json:"devices"`
+	// Connections that exist, and those whose handshake isn't over.
+	Connections int `json:"connections"`
+	Unanswered  int `json:"unanswered"`
+	// Counters since the maps were made.
+	Accepted uint64 `json:"accepted"`
+	Refused  uint64 `json:"refused"` // no backend: answered at once
+	Silent   uint64 `json:"silent"`  // backends are on other nodes: no answer
+	Denied   uint64 `json:"denied"`  // not in the source ranges: no answer
+	Stray    uint64 `json:"stray"`   // packets of connections that are not known
+	Full     uint64 `json:"full"`    // packets that found no room for their connection
+	NoPort   uint64 `json:"no_port"` // connections for which no source port was free
+}
+
+// Device is a network device of the node. Clients may come by it, or it only leads to backends.
+type Device struct {
+	Name    string `json:"name"`
+	Mode    string `json:"mode,omitempty"` // tcx or clsact; empty: nothing is attached, for the Reason
+	Clients bool   `json:"clients"`
+	Reason  string `json:"reason,omitempty"`
 }
 
 // Map is one BPF map and its fill.

@@ -48,6 +48,9 @@ const (
 	LogJSON = "json"
 )
 
+// DevicesAuto is what --devices takes to find the network devices.
+const DevicesAuto = "auto"
+
 // Off is what --metrics and --kube-proxy-healthz take to serve none.
 const Off = "off"
 
@@ -78,6 +81,9 @@ type Config struct {
 	Concurrency        int
 	IO                 string
 
+	// Outside serves clients outside this node, by Devices: auto, or names of network devices and patterns of names.
+	Outside bool
+	Devices string
 	// NodePortAddresses is what service.ParseNodePortAddresses reads, ExternalIPs what service.ParseExternalIPPolicy does.
 	NodePortAddresses string
 	ExternalIPs       string
@@ -111,7 +117,7 @@ type Config struct {
 // Default is what holds where nothing was set.
 func Default() Config {
 	return Config{
-		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true,
+		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true, Outside: true, Devices: DevicesAuto,
 		Concurrency: runtime.GOMAXPROCS(0), IO: loop.IOAuto, NodePortAddresses: "primary", ExternalIPs: "all", KubeProxyHealthz: Off,
 		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, Maps: datapath.DefaultSizes(),
 		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
@@ -217,6 +223,14 @@ func (c *Config) Validate(inCluster bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// DeviceList is --devices; nil: auto.
+func (c *Config) DeviceList() []string {
+	if c.Devices == DevicesAuto {
+		return nil
+	}
+	return strings.Split(c.Devices, ",")
 }
 
 // HasKubernetes says whether Kubernetes objects come from anywhere.

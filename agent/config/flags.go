@@ -73,6 +73,9 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.Var(duration{&c.DrainTime}, "drain-time", "how long open connections may finish after SIGTERM")
 	})
 	group("Services", func(g *pflag.FlagSet) {
+		g.Var(onOff{&c.Outside}, "outside", "serve clients outside this node too, at NodePort, load-balancer and external IPs, by programs on its network devices")
+		g.StringVar(&c.Devices, "devices", c.Devices, "network `devices` by which clients outside may come: auto (all but loopback and those of pods), or "+
+			"names and patterns like eth0,bond*")
 		g.StringVar(&c.NodePortAddresses, "nodeport-addresses", c.NodePortAddresses, "where node ports are served: primary (the Node object's "+
 			"first `address` of each family), all, or ranges like 192.168.0.0/16,fd00::/8; loopback, as one more word, serves them to the host there too")
 		oneOf(g, &c.ExternalIPs, "external-ips", "which of Services' externalIPs are honoured: all, those that this node itself has, or none; "+

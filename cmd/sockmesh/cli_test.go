@@ -39,6 +39,7 @@ func node() *admintest.Source {
 				Ignored:  []api.IgnoredItem{{Type: "cluster", Name: "v1", Field: "outlier_detection"}}, Warming: map[string]string{"cluster v2": "endpoints"}},
 			Pods: api.PodCounts{Local: 4, Enrolled: 2}, Connections: api.Connections{Proxied: 10, Offloaded: 5, Service: 7, Passed: 3, Refused: 1, FailedOpen: 2},
 			Proxy: api.Proxy{Loops: 2, Connections: 3, Accepted: 1234, Refused: 1, Generation: 9, Listeners: []api.NodeListener{{Name: "edge", Address: "0.0.0.0:80", Error: "address already in use"}}}, Canary: api.Canary{Error: "connection refused"},
+			Outside: api.Outside{Active: true, Devices: []api.Device{{Name: "eth0", Mode: "tcx", Clients: true}, {Name: "veth1", Mode: "tcx"}}, Connections: 4, Accepted: 90, Refused: 1, Denied: 2, NoPort: 3},
 		},
 		PodList: []api.Pod{
 			{Namespace: "shop", Name: "client", IPs: []string{"10.0.0.1", "fd00::1"}, Enrolled: true, State: "ready", Netns: "cni-1", Rule: "namespace label sockmesh.io/enroll=true"},

@@ -25,6 +25,28 @@ func newStatusCommand(o *options) *cobra.Command {
 	}
 }
 
+// writeOutside says by which devices clients outside are served.
+func writeOutside(line func(string, string, ...any), more func(string, ...any), o api.Outside) {
+	var by []string
+	for _, d := range o.Devices {
+		if d.Clients && d.Mode != "" {
+			by = append(by, d.Name+" ("+d.Mode+")")
+		}
+	}
+	if o.Active {
+		line("Outside", "by %s: %d connections, %d accepted, %d refused", strings.Join(by, ", "), o.Connections, o.Accepted, o.Refused+o.Silent+o.Denied)
+	} else {
+		line("Outside", "not served: %s", orDash(o.Reason))
+		return
+	}
+	if o.Reason != "" {
+		more("- %s", o.Reason)
+	}
+	if o.Full+o.NoPort > 0 {
+		more("- %d packets found no room in sm_nat, %d connections no source port", o.Full, o.NoPort)
+	}
+}
+
 // writeStatus prints one line per subject, and below it what needs attention.
 func writeStatus(w io.Writer, s api.Status) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
@@ -77,6 +99,7 @@ func writeStatus(w io.Writer, s api.Status) error {
 	if s.Connections.FailedOpen > 0 {
 		more("- %d claimed connections met no proxy and went on without it", s.Connections.FailedOpen)
 	}
+	writeOutside(line, more, s.Outside)
 	line("Proxy", "%d loops, %d open connections, %d accepted, %d turned away, configuration %d",
 		s.Proxy.Loops, s.Proxy.Connections, s.Proxy.Accepted, s.Proxy.Refused, s.Proxy.Generation)
 	for _, l := range s.Proxy.Listeners {

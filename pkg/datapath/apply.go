@@ -326,7 +326,7 @@ func claimBit(key claimKey) uint32 {
 // tableFlags say what is in the maps. Caller holds applyMu, or is Open.
 func (r *Reconciler) tableFlags() uint32 {
 	var bits uint32
-	if len(r.tables.outside) > 0 {
+	if len(r.tables.outside) > 0 || r.d.natBusy() {
 		bits |= flagOutside
 	}
 	if r.tables.loopbacks > 0 {
@@ -336,6 +336,15 @@ func (r *Reconciler) tableFlags() uint32 {
 		bits |= claimBit(key)
 	}
 	return bits
+}
+
+// refreshFlags is for when the maps that the programs fill have changed what must be done.
+func (r *Reconciler) refreshFlags() {
+	r.applyMu.Lock()
+	defer r.applyMu.Unlock()
+	if r.mayWrite() {
+		r.setTableFlags(r.tableFlags())
+	}
 }
 
 func (r *Reconciler) setTableFlags(bits uint32) {

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -18,6 +19,9 @@ const (
 	targetSilent  = 1 << 2
 	targetSources = 1 << 3
 )
+
+// frontPorts is where in sm_nat_ports the frontends' ports begin: bpf/nat.h.
+const frontPorts = 1024
 
 // poolSets holds a set for each pool that has one.
 type poolSets[E comparable] map[uint32]map[E]struct{}
@@ -129,7 +133,7 @@ func (t *tables) setOutside(key frontendKey, want outsideWant) error {
 	for k := range t.sources[pool] {
 		before = append(before, k)
 	}
-	err := t.addSources(pool, ranges)
+	err := errors.Join(t.markPort(key.Port), t.addSources(pool, ranges))
 	if err == nil {
 		err = setTarget(t, t.o.outside(), t.outside, key, next, want.backends)
 	}
@@ -137,6 +141,19 @@ func (t *tables) setOutside(key frontendKey, want outsideWant) error {
 		return errors.Join(err, t.trimSources(pool, before))
 	}
 	return t.trimSources(pool, ranges)
+}
+
+// markPort tells the programs that some frontend has the port; it is never taken back.
+func (t *tables) markPort(port uint16) error {
+	index := uint32(frontPorts) + uint32(port>>6)
+	var word uint64
+	if err := t.o.natPorts().Lookup(index, &word); err != nil {
+		return fmt.Errorf("read sm_nat_ports: %w", err)
+	}
+	if bit := uint64(1) << (port & 63); word&bit == 0 {
+		return t.put(t.o.natPorts(), index, word|bit)
+	}
+	return nil
 }
 
 // sourceKeyOf is a range as the trie wants it: the pool's bits first, then the address as 16 bytes.

@@ -40,7 +40,7 @@ func Cleanup(cfg Config) error {
 	layouts := append([]layoutDir{own}, own.otherLayouts()...)
 	var errs []error
 	for _, dir := range layouts {
-		errs = append(errs, detachLinks(dir))
+		errs = append(errs, cleanDevices(cfg, dir), detachLinks(dir))
 	}
 	for _, dir := range layouts {
 		errs = append(errs, drainPairs(cfg, dir.mapPin(sockmeshMapSmPairs)), dir.remove())
@@ -59,6 +59,16 @@ func Cleanup(cfg Config) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// cleanDevices takes the programs for clients outside off the node's devices. Their connections end.
+func cleanDevices(cfg Config, dir layoutDir) error {
+	ns, err := openNetns(cfg.NodeNetns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return inNetns(ns, func() error { return stopOutside(dir) })
 }
 
 func detachLinks(dir layoutDir) error {

@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // ProxyMark is the SO_MARK of the proxy's own upstream sockets: connect exempts them from listener claims, never
@@ -30,13 +28,22 @@ type Config struct {
 	Services bool
 	// Outside serves clients outside this node at NodePort, load-balancer and external addresses.
 	Outside bool
-	// HostNetns is the cookie of the node's own network namespace, the only one in which node ports are served on
-	// loopback; default: that of the thread that calls Open.
+	// NodeNetns is a path to the node's own network namespace, whose devices clients outside come by; default: that of the
+	// thread that calls Open.
+	NodeNetns string
+	// HostNetns is that namespace's cookie: it is the only one in which node ports are served on loopback.
 	HostNetns uint64
 	// NATPorts are the first and last source port of outside clients' connections on their way to backends; default
 	// 10000 to 29999, which is below both node ports and the kernel's own ephemeral ports: a connection of the host
 	// itself can't have the same addresses and ports.
 	NATPorts [2]uint16
+	// Devices are the names, or patterns of them, of the network devices by which clients outside may come; default: all but
+	// loopback and those that face pods.
+	Devices []string
+	// ForceClsact doesn't try tcx links.
+	ForceClsact bool
+	// NATEstablished is how long a TCP connection of a client outside may be silent before it's forgotten; default 2 h.
+	NATEstablished time.Duration
 	// OriginalDstSockopt answers getsockopt(SO_ORIGINAL_DST) for a foreign proxy. It taxes every getsockopt of
 	// the node, hence off unless asked for.
 	OriginalDstSockopt bool
@@ -71,14 +78,14 @@ type Config struct {
 
 // Sizes are the maps' capacities in entries; ByMap says what each holds.
 type Sizes struct {
-	Frontends, Backends, Slots, Outside, Members, Affinity, Sources, Claims, Pods, Locals, Origins, Pairs uint32
+	Frontends, Backends, Slots, Outside, Members, Affinity, Sources, Claims, Pods, Locals, Origins, Pairs, NAT uint32
 }
 
 // DefaultSizes are what zero fields stand for.
 func DefaultSizes() Sizes {
 	return Sizes{
 		Frontends: 65536, Backends: 262144, Slots: 524288, Outside: 16384, Members: 262144, Affinity: 65536, Sources: 16384,
-		Claims: 16384, Pods: 4096, Locals: 8192, Origins: 65536, Pairs: 131072,
+		Claims: 16384, Pods: 4096, Locals: 8192, Origins: 65536, Pairs: 131072, NAT: 262144,
 	}
 }
 
@@ -108,6 +115,7 @@ func (s *Sizes) ByMap() []MapSize {
 		{sockmeshMapSmLocal, &s.Locals, "addresses of this node's pods"},
 		{sockmeshMapSmOrigin, &s.Origins, "connections to the proxy that are being set up at one time"},
 		{sockmeshMapSmPairs, &s.Pairs, "redirected sockets"},
+		{sockmeshMapSmNat, &s.NAT, "connections of clients outside"},
 	}
 }
 
@@ -142,7 +150,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.OutboundPort = OutboundPort
 	}
 	if c.HostNetns == 0 {
-		cookie, err := netnsCookie()
+		cookie, err := netnsCookie(c.NodeNetns)
 		if err != nil {
 			return c, err
 		}
@@ -153,6 +161,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.NATPorts[0] == 0 || c.NATPorts[0] > c.NATPorts[1] {
 		return c, fmt.Errorf("ports %d to %d for outside clients' connections: expected a range from 1 to 65535", c.NATPorts[0], c.NATPorts[1])
+	}
+	if err := checkDevices(c.Devices); err != nil {
+		return c, err
+	}
+	if c.NATEstablished == 0 {
+		c.NATEstablished = 2 * time.Hour
 	}
 	if len(c.Sources) == 0 {
 		c.Sources = []string{SourceServices, SourceClaims, SourcePods}
@@ -168,18 +182,4 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Sizes = c.Sizes.withDefaults()
 	return c, nil
-}
-
-// netnsCookie names the calling thread's network namespace as the programs do.
-func netnsCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("ask for this network namespace's cookie: %w", err)
-	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0, fmt.Errorf("ask for this network namespace's cookie: %w (kernels from 5.14 on have it)", err)
-	}
-	return cookie, nil
 }

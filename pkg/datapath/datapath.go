@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -33,15 +34,18 @@ var ErrSuperseded = errors.New("another agent has taken over the maps under this
 
 // Datapath is the loaded and attached data plane of one agent. Its methods may be called from any goroutine.
 type Datapath struct {
-	cfg    Config
-	log    *slog.Logger
-	dir    layoutDir
-	objs   *objects
-	probes *probeList
-	rec    *Reconciler
-	splice *spliceWatch           // nil: nothing watches
-	owner  uint64                 // what sm_config says while nobody else has opened the maps
-	asides atomic.Pointer[asides] // nil: no connection skips the proxy
+	cfg       Config
+	log       *slog.Logger
+	dir       layoutDir
+	objs      *objects
+	probes    *probeList
+	rec       *Reconciler
+	splice    *spliceWatch           // nil: nothing watches
+	owner     uint64                 // what sm_config says while nobody else has opened the maps
+	asides    atomic.Pointer[asides] // nil: no connection skips the proxy
+	nodeNetns *os.File               // the node's own network namespace
+	outside   *outside               // nil: clients outside aren't served
+	nat       *collector
 
 	mu          sync.Mutex
 	links       map[string]link.Link // guarded by mu
@@ -99,7 +103,11 @@ func Open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, owner: rand.Uint64(), links: map[string]link.Link{}}
+	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, owner: rand.Uint64(), links: map[string]link.Link{}, nat: &collector{}}
+	if d.nodeNetns, err = openNetns(cfg.NodeNetns); err != nil {
+		d.Close()
+		return nil, err
+	}
 	if d.rec, err = newReconciler(d); err != nil {
 		d.Close()
 		return nil, err
@@ -167,6 +175,11 @@ func (d *Datapath) goLive() error {
 	if err != nil {
 		return err
 	}
+	if d.cfg.Outside {
+		d.startOutside()
+	} else if err := d.detachOutside(); err != nil {
+		d.log.Warn("take the programs for clients outside off the devices", "error", err)
+	}
 	d.mu.Lock()
 	d.attached = true
 	d.mu.Unlock()
@@ -232,6 +245,11 @@ func (d *Datapath) SetAcceleration(on bool, reason string) error {
 
 // Close releases descriptors; programs and maps stay pinned and keep working.
 func (d *Datapath) Close() error {
+	d.outside.close()
+	d.nat.close()
+	if d.nodeNetns != nil {
+		d.nodeNetns.Close()
+	}
 	d.splice.close()
 	d.mu.Lock()
 	defer d.mu.Unlock()

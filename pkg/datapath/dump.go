@@ -36,6 +36,13 @@ var shapes = map[string]struct {
 	sockmeshMapSmNosplice:  {key: reflect.TypeFor[appKey](), value: reflect.TypeFor[uint64](), valueName: "seen_ktime"},
 	sockmeshMapSmSpliced:   {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[splicedValue]()},
 	sockmeshMapSmSplicing:  {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[uint32](), keyName: "index", valueName: "any"},
+	sockmeshMapSmNat:       {key: reflect.TypeFor[natKey](), value: reflect.TypeFor[natValue]()},
+	sockmeshMapSmNatNew:    {key: reflect.TypeFor[natKey](), value: reflect.TypeFor[natValue]()},
+	sockmeshMapSmNatIn:     {key: reflect.TypeFor[natInKey](), value: reflect.TypeFor[natIn]()},
+	sockmeshMapSmNatNewIn:  {key: reflect.TypeFor[natInKey](), value: reflect.TypeFor[natIn]()},
+	sockmeshMapSmFrags:     {key: reflect.TypeFor[fragKey](), value: reflect.TypeFor[fragValue]()},
+	sockmeshMapSmNatPorts:  {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[uint64](), keyName: "index", valueName: "ports"},
+	sockmeshMapSmNode:      {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[nodeValue](), keyName: "index"},
 	sockmeshMapSmConfig:    {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[configValue](), keyName: "index"},
 }
 

@@ -35,6 +35,13 @@ type (
 	spliceEvent  = sockmeshSmSpliceEvent
 	asideDir     = sockmeshSmAsideDir
 	asideRequest = sockmeshSmAsideRequest
+	natKey       = sockmeshSmNatKey
+	natValue     = sockmeshSmNat
+	natInKey     = sockmeshSmNatInKey
+	natIn        = sockmeshSmNatIn
+	fragKey      = sockmeshSmFragKey
+	fragValue    = sockmeshSmFrag
+	nodeValue    = sockmeshSmNode
 )
 
 // Programs that the data plane can do without, each with what is lost.
@@ -48,6 +55,10 @@ const (
 	// Either of them notices applications that splice: acceleration
 	progSpliceEntry = sockmeshProgSmSpliceEntry
 	progSplicePoint = sockmeshProgSmSplicePoint
+
+	// Clients outside this node.
+	progNATIngress = sockmeshProgSmNatIngress
+	progNATEgress  = sockmeshProgSmNatEgress
 )
 
 // objects are the loaded maps and programs.
@@ -93,6 +104,11 @@ func (o *objects) counters() *ebpf.Map  { return o.maps[sockmeshMapSmCounters] }
 func (o *objects) config() *ebpf.Map    { return o.maps[sockmeshMapSmConfig] }
 func (o *objects) spliced() *ebpf.Map   { return o.maps[sockmeshMapSmSpliced] }
 func (o *objects) splicing() *ebpf.Map  { return o.maps[sockmeshMapSmSplicing] }
+func (o *objects) nat() *ebpf.Map       { return o.maps[sockmeshMapSmNat] }
+func (o *objects) natIn() *ebpf.Map     { return o.maps[sockmeshMapSmNatIn] }
+func (o *objects) natNew() *ebpf.Map    { return o.maps[sockmeshMapSmNatNew] }
+func (o *objects) natNewIn() *ebpf.Map  { return o.maps[sockmeshMapSmNatNewIn] }
+func (o *objects) natPorts() *ebpf.Map  { return o.maps[sockmeshMapSmNatPorts] }
 
 // sized returns the embedded object with the capacities of cfg.
 func sized(cfg Config) (*ebpf.CollectionSpec, error) {
@@ -105,6 +121,13 @@ func sized(cfg Config) (*ebpf.CollectionSpec, error) {
 	}
 	// A proxied connection has four sockets and two directions.
 	spec.Maps[sockmeshMapAsideSlots].MaxEntries = max(cfg.Sizes.Pairs/2, 2)
+	// A connection arrives in two forms. Those whose handshake isn't over are an eighth as many, and preallocated.
+	nat := cfg.Sizes.NAT
+	if !cfg.Outside {
+		nat = 1
+	}
+	spec.Maps[sockmeshMapSmNat].MaxEntries, spec.Maps[sockmeshMapSmNatIn].MaxEntries = nat, 2*nat
+	spec.Maps[sockmeshMapSmNatNew].MaxEntries, spec.Maps[sockmeshMapSmNatNewIn].MaxEntries = max(nat/8, 1), max(nat/4, 1)
 	return spec, nil
 }
 
@@ -133,7 +156,7 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		progSockFiles: false}
 	var must []string
 	for name := range spec.Programs {
-		if _, ok := optional[name]; !ok && name != progSpliceEntry && name != progSplicePoint {
+		if _, ok := optional[name]; !ok && name != progSpliceEntry && name != progSplicePoint && name != progNATIngress && name != progNATEgress {
 			must = append(must, name)
 		}
 	}
@@ -162,6 +185,22 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 	return o, nil
 }
 
+// loadOutside loads the programs for clients outside, for devices of one sort.
+func (o *objects) loadOutside(cfg Config, v outsideVariant) (outsidePrograms, error) {
+	spec, err := sized(cfg)
+	if err != nil {
+		return outsidePrograms{}, err
+	}
+	if err := errors.Join(spec.Variables[sockmeshVarSmNatL2].Set(v.l2), spec.Variables[sockmeshVarSmNatEdge].Set(v.edge)); err != nil {
+		return outsidePrograms{}, fmt.Errorf("set a load-time constant: %w", err)
+	}
+	part := objects{maps: o.maps, progs: map[string]*ebpf.Program{}}
+	if err := part.loadPrograms(spec, progNATIngress, progNATEgress); err != nil {
+		return outsidePrograms{}, err
+	}
+	return outsidePrograms{in: part.progs[progNATIngress], out: part.progs[progNATEgress]}, nil
+}
+
 func loadHint(err error) string {
 	if errors.Is(err, os.ErrPermission) {
 		return " (loading needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root; a hardened kernel may need CAP_SYS_ADMIN)"
@@ -183,6 +222,9 @@ func (o *objects) loadPrograms(spec *ebpf.CollectionSpec, names ...string) error
 	watches := keep[progSpliceEntry] != nil || keep[progSplicePoint] != nil
 	if !watches {
 		delete(part.Maps, sockmeshMapSpliceEvents)
+	}
+	if keep[progNATIngress] == nil {
+		delete(part.Maps, sockmeshMapNatWork)
 	}
 	replace := map[string]*ebpf.Map{}
 	if o.asideSlots != nil {
@@ -238,6 +280,8 @@ func keptSize(wanted *ebpf.MapSpec, m *ebpf.Map) string {
 
 // observed are maps that the programs fill by themselves: nothing waits for them.
 var observed = map[string]bool{
+	sockmeshMapSmNat: true, sockmeshMapSmNatIn: true, sockmeshMapSmNatNew: true, sockmeshMapSmNatNewIn: true, sockmeshMapSmNatPorts: true,
+	sockmeshMapSmFrags: true, sockmeshMapSmNode: true,
 	sockmeshMapSmAffinity: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
 }
 

@@ -135,7 +135,7 @@ func TestNothingIsDeletedBeforeEverySourceHasSynced(t *testing.T) {
 	}
 	for _, m := range d.Maps() {
 		switch m.Name {
-		case "sm_config", "sm_counters", "sm_splicing":
+		case "sm_config", "sm_counters", "sm_splicing", "sm_nat_ports", "sm_node":
 		default:
 			if m.Entries != 0 {
 				t.Errorf("%s has %d entries", m.Name, m.Entries)

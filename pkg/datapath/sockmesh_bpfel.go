@@ -136,6 +136,30 @@ type sockmeshSmCounters struct {
 	AsideReturned      uint64
 	AsideMessages      uint64
 	AsideBytes         uint64
+	Outside            uint64
+	OutsideRefused     uint64
+	OutsideSilent      uint64
+	OutsideDenied      uint64
+	OutsideStray       uint64
+	OutsideFull        uint64
+	OutsideNoPort      uint64
+	OutsideNoSource    uint64
+	OutsideErrors      uint64
+}
+
+type sockmeshSmFrag struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
+type sockmeshSmFragKey struct {
+	_     structs.HostLayout
+	Src   [16]uint8
+	Dst   [16]uint8
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type sockmeshSmFrontendKey struct {
@@ -164,10 +188,99 @@ type sockmeshSmMemberKey struct {
 	Backend uint32
 }
 
+type sockmeshSmNat struct {
+	_          structs.HostLayout
+	Front      [16]uint8
+	Node       [16]uint8
+	FrontPort  uint16
+	NodePort   uint16
+	ClientPort uint16
+	Flags      uint16
+	Used       uint32
+	Pool       uint32
+	Backend    uint32
+	Since      uint32
+}
+
+type sockmeshSmNatIn struct {
+	_          structs.HostLayout
+	Peer       [16]uint8
+	PeerPort   uint16
+	OwnPort    uint16
+	FromClient uint8
+	Pad        [3]uint8
+}
+
+type sockmeshSmNatInKey struct {
+	_     structs.HostLayout
+	Src   [16]uint8
+	Dst   [16]uint8
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type sockmeshSmNatKey struct {
+	_           structs.HostLayout
+	Client      [16]uint8
+	Backend     [16]uint8
+	ClientPort  uint16
+	BackendPort uint16
+	Proto       uint8
+	Pad         [3]uint8
+}
+
+type sockmeshSmNatWork struct {
+	_ structs.HostLayout
+	P struct {
+		_   structs.HostLayout
+		Src struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Dst struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Id            uint32
+		Sport         uint16
+		Dport         uint16
+		L3            uint16
+		L4            uint16
+		Icmp          uint16
+		Proto         uint8
+		TcpFlags      uint8
+		V4            uint8
+		FirstFragment uint8
+		LaterFragment uint8
+		Pad           uint8
+	}
+	To struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Name       sockmeshSmNatKey
+	Conn       sockmeshSmNat
+	InKey      sockmeshSmNatInKey
+	In         sockmeshSmNatIn
+	_          [4]byte
+	Target     sockmeshSmTarget
+	Fib        [8]uint64
+	NatPortMin uint32
+	NatPorts   uint32
+}
+
 type sockmeshSmNetns struct {
 	_     structs.HostLayout
 	Flags uint32
 	Pad   uint32
+}
+
+type sockmeshSmNode struct {
+	_  structs.HostLayout
+	V4 [16]uint8
+	V6 [16]uint8
 }
 
 type sockmeshSmOrigin struct {
@@ -337,15 +450,23 @@ type sockmeshSmTuple struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sockmeshMapAsideSlots         = "aside_slots"
+	sockmeshMapNatWork            = "nat_work"
 	sockmeshMapSmAffinity         = "sm_affinity"
 	sockmeshMapSmBackends         = "sm_backends"
 	sockmeshMapSmClaims           = "sm_claims"
 	sockmeshMapSmConfig           = "sm_config"
 	sockmeshMapSmCounters         = "sm_counters"
+	sockmeshMapSmFrags            = "sm_frags"
 	sockmeshMapSmFrontends        = "sm_frontends"
 	sockmeshMapSmLocal            = "sm_local"
 	sockmeshMapSmMembers          = "sm_members"
+	sockmeshMapSmNat              = "sm_nat"
+	sockmeshMapSmNatIn            = "sm_nat_in"
+	sockmeshMapSmNatNew           = "sm_nat_new"
+	sockmeshMapSmNatNewIn         = "sm_nat_new_in"
+	sockmeshMapSmNatPorts         = "sm_nat_ports"
 	sockmeshMapSmNetns            = "sm_netns"
+	sockmeshMapSmNode             = "sm_node"
 	sockmeshMapSmNosplice         = "sm_nosplice"
 	sockmeshMapSmOrigin           = "sm_origin"
 	sockmeshMapSmOutside          = "sm_outside"
@@ -362,6 +483,8 @@ const (
 	sockmeshProgSmGetpeer6        = "sm_getpeer6"
 	sockmeshProgSmGetsockopt      = "sm_getsockopt"
 	sockmeshProgSmMsg             = "sm_msg"
+	sockmeshProgSmNatEgress       = "sm_nat_egress"
+	sockmeshProgSmNatIngress      = "sm_nat_ingress"
 	sockmeshProgSmSockFiles       = "sm_sock_files"
 	sockmeshProgSmSockets         = "sm_sockets"
 	sockmeshProgSmSockops         = "sm_sockops"
@@ -371,6 +494,8 @@ const (
 	sockmeshVarSmAsideDirType     = "sm_aside_dir_type"
 	sockmeshVarSmAsideRequestType = "sm_aside_request_type"
 	sockmeshVarSmHasSetRetval     = "sm_has_set_retval"
+	sockmeshVarSmNatEdge          = "sm_nat_edge"
+	sockmeshVarSmNatL2            = "sm_nat_l2"
 	sockmeshVarSmSocketRowType    = "sm_socket_row_type"
 	sockmeshVarSmSpliceEventType  = "sm_splice_event_type"
 )
@@ -423,6 +548,8 @@ type sockmeshProgramSpecs struct {
 	SmGetpeer6    *ebpf.ProgramSpec `ebpf:"sm_getpeer6"`
 	SmGetsockopt  *ebpf.ProgramSpec `ebpf:"sm_getsockopt"`
 	SmMsg         *ebpf.ProgramSpec `ebpf:"sm_msg"`
+	SmNatEgress   *ebpf.ProgramSpec `ebpf:"sm_nat_egress"`
+	SmNatIngress  *ebpf.ProgramSpec `ebpf:"sm_nat_ingress"`
 	SmSockFiles   *ebpf.ProgramSpec `ebpf:"sm_sock_files"`
 	SmSockets     *ebpf.ProgramSpec `ebpf:"sm_sockets"`
 	SmSockops     *ebpf.ProgramSpec `ebpf:"sm_sockops"`
@@ -436,15 +563,23 @@ type sockmeshProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshMapSpecs struct {
 	AsideSlots   *ebpf.MapSpec `ebpf:"aside_slots"`
+	NatWork      *ebpf.MapSpec `ebpf:"nat_work"`
 	SmAffinity   *ebpf.MapSpec `ebpf:"sm_affinity"`
 	SmBackends   *ebpf.MapSpec `ebpf:"sm_backends"`
 	SmClaims     *ebpf.MapSpec `ebpf:"sm_claims"`
 	SmConfig     *ebpf.MapSpec `ebpf:"sm_config"`
 	SmCounters   *ebpf.MapSpec `ebpf:"sm_counters"`
+	SmFrags      *ebpf.MapSpec `ebpf:"sm_frags"`
 	SmFrontends  *ebpf.MapSpec `ebpf:"sm_frontends"`
 	SmLocal      *ebpf.MapSpec `ebpf:"sm_local"`
 	SmMembers    *ebpf.MapSpec `ebpf:"sm_members"`
+	SmNat        *ebpf.MapSpec `ebpf:"sm_nat"`
+	SmNatIn      *ebpf.MapSpec `ebpf:"sm_nat_in"`
+	SmNatNew     *ebpf.MapSpec `ebpf:"sm_nat_new"`
+	SmNatNewIn   *ebpf.MapSpec `ebpf:"sm_nat_new_in"`
+	SmNatPorts   *ebpf.MapSpec `ebpf:"sm_nat_ports"`
 	SmNetns      *ebpf.MapSpec `ebpf:"sm_netns"`
+	SmNode       *ebpf.MapSpec `ebpf:"sm_node"`
 	SmNosplice   *ebpf.MapSpec `ebpf:"sm_nosplice"`
 	SmOrigin     *ebpf.MapSpec `ebpf:"sm_origin"`
 	SmOutside    *ebpf.MapSpec `ebpf:"sm_outside"`
@@ -464,6 +599,8 @@ type sockmeshVariableSpecs struct {
 	SmAsideDirType     *ebpf.VariableSpec `ebpf:"sm_aside_dir_type"`
 	SmAsideRequestType *ebpf.VariableSpec `ebpf:"sm_aside_request_type"`
 	SmHasSetRetval     *ebpf.VariableSpec `ebpf:"sm_has_set_retval"`
+	SmNatEdge          *ebpf.VariableSpec `ebpf:"sm_nat_edge"`
+	SmNatL2            *ebpf.VariableSpec `ebpf:"sm_nat_l2"`
 	SmSocketRowType    *ebpf.VariableSpec `ebpf:"sm_socket_row_type"`
 	SmSpliceEventType  *ebpf.VariableSpec `ebpf:"sm_splice_event_type"`
 }
@@ -489,15 +626,23 @@ func (o *sockmeshObjects) Close() error {
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshMaps struct {
 	AsideSlots   *ebpf.Map `ebpf:"aside_slots"`
+	NatWork      *ebpf.Map `ebpf:"nat_work"`
 	SmAffinity   *ebpf.Map `ebpf:"sm_affinity"`
 	SmBackends   *ebpf.Map `ebpf:"sm_backends"`
 	SmClaims     *ebpf.Map `ebpf:"sm_claims"`
 	SmConfig     *ebpf.Map `ebpf:"sm_config"`
 	SmCounters   *ebpf.Map `ebpf:"sm_counters"`
+	SmFrags      *ebpf.Map `ebpf:"sm_frags"`
 	SmFrontends  *ebpf.Map `ebpf:"sm_frontends"`
 	SmLocal      *ebpf.Map `ebpf:"sm_local"`
 	SmMembers    *ebpf.Map `ebpf:"sm_members"`
+	SmNat        *ebpf.Map `ebpf:"sm_nat"`
+	SmNatIn      *ebpf.Map `ebpf:"sm_nat_in"`
+	SmNatNew     *ebpf.Map `ebpf:"sm_nat_new"`
+	SmNatNewIn   *ebpf.Map `ebpf:"sm_nat_new_in"`
+	SmNatPorts   *ebpf.Map `ebpf:"sm_nat_ports"`
 	SmNetns      *ebpf.Map `ebpf:"sm_netns"`
+	SmNode       *ebpf.Map `ebpf:"sm_node"`
 	SmNosplice   *ebpf.Map `ebpf:"sm_nosplice"`
 	SmOrigin     *ebpf.Map `ebpf:"sm_origin"`
 	SmOutside    *ebpf.Map `ebpf:"sm_outside"`
@@ -513,15 +658,23 @@ type sockmeshMaps struct {
 func (m *sockmeshMaps) Close() error {
 	return _SockmeshClose(
 		m.AsideSlots,
+		m.NatWork,
 		m.SmAffinity,
 		m.SmBackends,
 		m.SmClaims,
 		m.SmConfig,
 		m.SmCounters,
+		m.SmFrags,
 		m.SmFrontends,
 		m.SmLocal,
 		m.SmMembers,
+		m.SmNat,
+		m.SmNatIn,
+		m.SmNatNew,
+		m.SmNatNewIn,
+		m.SmNatPorts,
 		m.SmNetns,
+		m.SmNode,
 		m.SmNosplice,
 		m.SmOrigin,
 		m.SmOutside,
@@ -542,6 +695,8 @@ type sockmeshVariables struct {
 	SmAsideDirType     *ebpf.Variable `ebpf:"sm_aside_dir_type"`
 	SmAsideRequestType *ebpf.Variable `ebpf:"sm_aside_request_type"`
 	SmHasSetRetval     *ebpf.Variable `ebpf:"sm_has_set_retval"`
+	SmNatEdge          *ebpf.Variable `ebpf:"sm_nat_edge"`
+	SmNatL2            *ebpf.Variable `ebpf:"sm_nat_l2"`
 	SmSocketRowType    *ebpf.Variable `ebpf:"sm_socket_row_type"`
 	SmSpliceEventType  *ebpf.Variable `ebpf:"sm_splice_event_type"`
 }
@@ -556,6 +711,8 @@ type sockmeshPrograms struct {
 	SmGetpeer6    *ebpf.Program `ebpf:"sm_getpeer6"`
 	SmGetsockopt  *ebpf.Program `ebpf:"sm_getsockopt"`
 	SmMsg         *ebpf.Program `ebpf:"sm_msg"`
+	SmNatEgress   *ebpf.Program `ebpf:"sm_nat_egress"`
+	SmNatIngress  *ebpf.Program `ebpf:"sm_nat_ingress"`
 	SmSockFiles   *ebpf.Program `ebpf:"sm_sock_files"`
 	SmSockets     *ebpf.Program `ebpf:"sm_sockets"`
 	SmSockops     *ebpf.Program `ebpf:"sm_sockops"`
@@ -572,6 +729,8 @@ func (p *sockmeshPrograms) Close() error {
 		p.SmGetpeer6,
 		p.SmGetsockopt,
 		p.SmMsg,
+		p.SmNatEgress,
+		p.SmNatIngress,
 		p.SmSockFiles,
 		p.SmSockets,
 		p.SmSockops,

@@ -97,6 +97,15 @@ type Counters struct {
 	AsideReturned      uint64 `json:"aside_returned"`   // times that one came back because its receiver was slow
 	AsideMessages      uint64 `json:"aside_messages"`
 	AsideBytes         uint64 `json:"aside_bytes"`
+	Outside            uint64 `json:"outside"`           // connections of clients outside
+	OutsideRefused     uint64 `json:"outside_refused"`   // of those, answered with a refusal
+	OutsideSilent      uint64 `json:"outside_silent"`    // left without an answer: backends are on other nodes
+	OutsideDenied      uint64 `json:"outside_denied"`    // left without an answer: not in the source ranges
+	OutsideStray       uint64 `json:"outside_stray"`     // segments of connections that aren't known
+	OutsideFull        uint64 `json:"outside_full"`      // packets that waited for room in sm_nat
+	OutsideNoPort      uint64 `json:"outside_no_port"`   // connections for which no source port was free
+	OutsideNoSource    uint64 `json:"outside_no_source"` // connections for which the node has no address
+	OutsideErrors      uint64 `json:"outside_errors"`    // ICMP errors translated
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.
@@ -133,6 +142,7 @@ type Status struct {
 	Datapath     ObjectStatus       `json:"datapath"`
 	Connections  Connections        `json:"connections"`
 	Reconciler   ReconcilerStatus   `json:"reconciler"`
+	Outside      OutsideStatus      `json:"outside"`
 }
 
 // Status collects the figures. It walks sm_pairs and asks the kernel about each object, so it's not for hot paths.
@@ -150,6 +160,7 @@ func (d *Datapath) Status() Status {
 			SteppedAside: c.SteppedAside,
 		},
 		Reconciler: d.rec.Status(),
+		Outside:    d.outsideStatus(),
 	}
 	s.Datapath.Warnings = append(s.Datapath.Warnings, d.objs.kept...)
 	for _, m := range s.Datapath.Maps {

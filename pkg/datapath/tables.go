@@ -98,8 +98,11 @@ func (t *tables) restore() error {
 		t.restorePool(target, slots)
 		t.loopbacks += loopback(key)
 	}
-	for _, target := range t.outside {
+	for key, target := range t.outside {
 		t.restorePool(target, slots)
+		if err := t.markPort(key.Port); err != nil {
+			return err
+		}
 	}
 	for _, target := range t.claims {
 		t.restorePool(target, slots)
