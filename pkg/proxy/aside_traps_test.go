@@ -35,7 +35,7 @@ func (h *hooked) stepped(t *testing.T) (client, server *net.TCPConn) {
 		if n := h.counters(t).AsideMessages - before.AsideMessages; n == 2 {
 			return c, s
 		}
-		if i == 50 {
+		if i == 1000 {
 			t.Fatalf("the bytes don't skip the proxy: %+v", h.sockets(t))
 		}
 	}

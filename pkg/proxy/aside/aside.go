@@ -55,6 +55,20 @@ func (p *Pair) Step(ask Func, down, up *loop.Conn, lead Lead) bool {
 	return true
 }
 
+// Between is the Lead of two connections at this moment, in which neither is offering bytes to its handler.
+func Between(down, up *loop.Conn) (l Lead) {
+	l[ToServer] = down.BytesRead() - uint64(down.Unconsumed()) - up.BytesWritten() - uint64(up.Buffered())
+	l[ToClient] = up.BytesRead() - uint64(up.Unconsumed()) - down.BytesWritten() - uint64(down.Buffered())
+	return l
+}
+
+// End keeps further bytes from skipping the proxy, so that Carried is final.
+func (p *Pair) End() {
+	if p.h != nil {
+		p.h.Close()
+	}
+}
+
 // On says whether Step has succeeded.
 func (p *Pair) On() bool { return p.h != nil }
 

@@ -3,6 +3,7 @@ package http
 import (
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/http1"
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 )
 
@@ -95,6 +96,14 @@ func (cc *clientConn) Resume() {
 		cc.paused = false
 		cc.c.ResumeRead()
 	}
+}
+
+// TunnelConn implements stream.Tunnel.
+func (cc *clientConn) TunnelConn() *loop.Conn {
+	if !cc.tunnel || cc.state != busy {
+		return nil
+	}
+	return cc.c
 }
 
 // Blocked implements stream.Stream.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/http1"
+	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 )
 
@@ -154,6 +155,14 @@ func (s *session) SendTrailers(h *header.Block) {
 	buf := http1.AppendLastChunk(s.srv.scratch[:0], h)
 	s.c.Write(buf)
 	s.srv.scratch = buf
+}
+
+// TunnelConn implements stream.Tunnel.
+func (s *session) TunnelConn() *loop.Conn {
+	if !s.tunnel || s.dead || s.closing {
+		return nil
+	}
+	return s.c
 }
 
 // Blocked implements stream.Stream.

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/http1"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/router"
@@ -31,6 +32,8 @@ type Deps struct {
 	Shard     *telemetry.Shard
 	Logs      *telemetry.Logs
 	Logger    *slog.Logger
+	// StepAside lets the bytes of tunnels skip the proxy; nil: never.
+	StepAside aside.Func
 	// Mark is SO_MARK of upstream sockets.
 	Mark uint32
 	// LocalAddr stands in x-forwarded-for for clients that came by loopback. Optional.
@@ -67,7 +70,7 @@ func NewServer(deps Deps) *Server {
 	s.router = router.New(router.Deps{
 		Loop: deps.Loop, Upstreams: deps.Upstreams, Pools: s.pools, Snapshot: deps.Snapshot,
 		Shard: deps.Shard, Logs: deps.Logs, Logger: deps.Logger, LocalAddr: deps.LocalAddr,
-		Observe: deps.Observe,
+		Observe: deps.Observe, StepAside: deps.StepAside,
 	})
 	return s
 }

@@ -300,6 +300,7 @@ func (r *Request) forwardHead(end bool) {
 	}
 	if r.tunnel {
 		r.resume(noUpstream)
+		r.tunnelBegins()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
@@ -38,6 +39,7 @@ type Request struct {
 	cluster                *upstream.Cluster
 	retry                  retryState
 	try                    attempt
+	aside                  aside.Pair
 	body                   bodyCopy
 	timer                  loop.Timer
 	armed                  int64
@@ -81,6 +83,7 @@ func (r *Request) clear() {
 	r.route, r.split, r.cluster = nil, nil, nil
 	r.retry.clear()
 	r.try.clear()
+	r.aside = aside.Pair{}
 	r.body.clear()
 	r.due = deadlines{}
 	r.active, r.idleLimit, r.tryIdleLimit, r.tryTimeout, r.timeout, r.timeoutCode = 0, 0, 0, 0, 0, 0

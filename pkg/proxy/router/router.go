@@ -13,6 +13,7 @@
 //	mutate.go     header mutations of cluster, route, virtual host and route configuration
 //	retry.go      whether a failed attempt is worth another
 //	attempt.go    one try at one endpoint; what the upstream stream says
+//	tunnel.go     what skips the proxy once an exchange is a tunnel
 //	timeout.go    all deadlines of a request behind one timer
 //	reply.go      answers that the proxy makes itself
 //	finish.go     the telemetry record, and giving everything back
@@ -31,6 +32,7 @@ import (
 	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
@@ -53,6 +55,8 @@ type Deps struct {
 	Logger    *slog.Logger
 	// LocalAddr stands in x-forwarded-for where the client came by loopback, as in Envoy. Optional.
 	LocalAddr netip.Addr
+	// StepAside lets the bytes of tunnels skip the proxy. Optional.
+	StepAside aside.Func
 	// Observe is called on the loop with every finished record, which is valid during the call. Optional.
 	Observe func(*telemetry.Record)
 }

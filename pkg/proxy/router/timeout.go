@@ -8,7 +8,7 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
 )
 
-// A request has up to eight deadlines, and nearly always none of them passes. So they are plain numbers, and
+// A request has up to nine deadlines, and nearly always none of them passes. So they are plain numbers, and
 // one timer stands for all: it is started only if a deadline comes before the one it is set to, is never
 // stopped, and looks for the earliest that is left when it fires. As requests are reused, a busy connection
 // starts a timer every few seconds, not several per request.
@@ -21,13 +21,14 @@ type deadlines struct {
 	response int64 // route timeout
 	try      int64 // per_try_timeout
 	backoff  int64 // the next attempt is to begin
+	aside    int64 // a tunnel's bytes may skip the proxy
 }
 
 // earliest returns the first deadline; 0 if there is none. Idle deadlines follow from the last activity.
 func (r *Request) earliest() int64 {
 	d := &r.due
 	first := int64(0)
-	for _, t := range [...]int64{d.headers, d.request, d.duration, d.response, d.try, d.backoff, r.idleDue(), r.tryIdleDue()} {
+	for _, t := range [...]int64{d.headers, d.request, d.duration, d.response, d.try, d.backoff, d.aside, r.idleDue(), r.tryIdleDue()} {
 		if t != 0 && (first == 0 || t < first) {
 			first = t
 		}
@@ -65,6 +66,7 @@ func (r *Request) onTimer() {
 		return // in the pool
 	}
 	now := r.rt.loop.Now()
+	r.noteAside()
 	passed := func(t int64) bool { return t != 0 && t <= now }
 	d := &r.due
 	serial := r.serial
@@ -72,6 +74,9 @@ func (r *Request) onTimer() {
 	case passed(d.backoff):
 		d.backoff = 0
 		r.startAttempt()
+	case passed(d.aside):
+		d.aside = 0
+		r.stepAside()
 	case passed(d.headers):
 		d.headers = 0
 		r.timedOut(http.StatusRequestTimeout, "request header timeout", 0, "request_header_timeout")

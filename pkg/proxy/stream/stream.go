@@ -47,6 +47,13 @@ type Stream interface {
 	Blocked() bool
 }
 
+// Tunnel is what a Stream is, too, whose connection carries nothing but the bytes of this one exchange once it has become
+// a tunnel: what it receives and has not offered yet is the Conn's, and what it sends goes out as it is.
+type Tunnel interface {
+	// TunnelConn is that connection; nil while, or where, that isn't so.
+	TunnelConn() *loop.Conn
+}
+
 // Handler is told what arrives on a Stream. After OnReset, or once both directions have ended, it is not
 // called again and the Stream must not be used.
 type Handler interface {
