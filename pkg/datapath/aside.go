@@ -97,8 +97,9 @@ func (d *Datapath) StepAside(down, up int, toServer, toClient uint64) (*Aside, e
 	}
 	var ends [2]sockValue
 	for i, fd := range []int{down, up} {
-		if err := d.objs.sock().Lookup(int32(fd), &ends[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil, fmt.Errorf("read the state of fd %d: %w", fd, err)
+		var err error
+		if ends[i], err = d.socketState(fd); err != nil && !errors.Is(err, ErrNoOrigin) {
+			return nil, err
 		}
 	}
 	if ends[0].State != stateEnrolled {

@@ -20,7 +20,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 )
@@ -264,23 +263,6 @@ func (d *Datapath) Close() error {
 
 // Reconciler is the only writer of the maps that hold configuration.
 func (d *Datapath) Reconciler() *Reconciler { return d.rec }
-
-// OriginalDst tells where the client behind an accepted connection wanted to go, and whether the bytes between the
-// two are redirected past TCP. It is one map look-up in the accepted socket's storage. Returns ErrNoOrigin for
-// a connection that came by itself.
-func (d *Datapath) OriginalDst(fd int) (netip.AddrPort, bool, error) {
-	var s sockValue
-	if err := d.objs.sock().Lookup(int32(fd), &s); err != nil {
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return netip.AddrPort{}, false, ErrNoOrigin
-		}
-		return netip.AddrPort{}, false, fmt.Errorf("read the original destination of fd %d from sm_sock: %w", fd, err)
-	}
-	if Role(s.Role) != RoleDownstream {
-		return netip.AddrPort{}, false, ErrNoOrigin
-	}
-	return addrPort(s.Origin, s.OriginPort), s.State == stateEnrolled, nil
-}
 
 // addrPort turns the maps' form of an address into Go's; addr16 is the way back.
 func addrPort(addr [16]byte, port uint16) netip.AddrPort {

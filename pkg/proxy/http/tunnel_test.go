@@ -93,16 +93,19 @@ func TestAResetGoesThroughATunnel(t *testing.T) {
 }
 
 func TestBytesBehindTheUpgradeRequestWaitForTheAnswer(t *testing.T) {
+	arrived := make(chan struct{})
 	u := proxytest.Serve(t, func(c *proxytest.Client) {
 		_, _ = proxytest.ReadHead(c.R)
 		c.Send(wsAnswer + "hello")
 		c.Expect("early bytes")
+		close(arrived)
 		_, _ = io.Copy(io.Discard, c.R)
 	})
 	c := proxytest.Dial(t, start(t, wsConfig, u).Addr)
 	c.Send(wsRequest + "early bytes")
 	c.Head()
 	c.Expect("hello")
+	<-arrived // not before the server has them may the test take the proxy down
 }
 
 func TestARefusedUpgradeIsAnOrdinaryResponse(t *testing.T) {
