@@ -46,6 +46,14 @@ func HTTPListener(name, routes string, addrs ...netip.AddrPort) Resource {
 	})
 }
 
+// WithoutRequestIDs keeps an HTTPListener from making x-request-id, as benchmarks of proxies do.
+func (r Resource) WithoutRequestIDs() Resource {
+	chain := r["filter_chains"].(list)[0].(object)
+	filter := chain["filters"].(list)[0].(object)
+	filter["typed_config"].(object)["generate_request_id"] = false
+	return r
+}
+
 // TCPListener claims connections to the addresses and splits them over clusters by weight. Without more it can be
 // offloaded to the kernel; accessLog, a file to log to, keeps it in the proxy.
 func TCPListener(name string, weights []Weight, accessLog string, addrs ...netip.AddrPort) Resource {

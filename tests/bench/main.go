@@ -48,7 +48,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "length of one measurement")
 	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each measurement, under which system calls are counted")
 	flag.StringVar(&o.scenario, "scenario", "all", "comma-separated: "+strings.Join(scenarioNames(), ", ")+"; or all")
-	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh, envoy, haproxy, nginx, floor")
+	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh (on io_uring where there is one), sockmesh-epoll, envoy, haproxy, nginx, floor")
 	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: none, iptables, connect, sockmap")
 	flag.StringVar(&o.out, "out", "build/bench.json", "where the results go as JSON")
 	flag.Parse()

@@ -115,7 +115,7 @@ func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 	return func(ctx context.Context, s scenario) (setup, error) {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
-		listener := lab.HTTPListener("bench", "bench", target)
+		listener := lab.HTTPListener("bench", "bench", target).WithoutRequestIDs()
 		if s.tcp {
 			// The access log keeps it in the proxy, which is what is measured; else the kernel would do it alone.
 			listener = lab.TCPListener("bench", []lab.Weight{{Cluster: "server", Weight: 1}}, "/dev/null", target)

@@ -158,7 +158,7 @@ var loadColumns = []column{
 	})},
 	{"syscalls/request", ofProxies(func(x result) string { return fmt.Sprintf("%.2f", x.CallsMedian) })},
 	{"allocations/request", func(x result, _ *result) string {
-		if x.Proxy != "sockmesh" {
+		if !strings.HasPrefix(x.Proxy, "sockmesh") {
 			return "-"
 		}
 		return fmt.Sprintf("%.2f", x.Allocations)
