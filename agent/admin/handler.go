@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/pprof"
 
 	"github.com/sockmesh/sockmesh/agent/api"
 )
@@ -57,6 +58,10 @@ func Handler(src Source) http.Handler {
 	get("/maps/{name}", func(r *http.Request) (any, error) { return src.Dump(r.PathValue("name")) })
 	get("/config_dump", func(*http.Request) (any, error) { return src.ConfigDump() })
 	get("/logging", func(*http.Request) (any, error) { return api.Logging{Level: src.LogLevel()}, nil })
+	// What the agent's memory and time go to: `go tool pprof` reads a file that curl --unix-socket fetched.
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("POST /logging", func(w http.ResponseWriter, r *http.Request) {
 		var in api.Logging
 		err := decode(r, &in)
@@ -90,6 +95,7 @@ var paths = map[string]string{
 	"/clusters": "xDS clusters", "/endpoints": "their endpoints", "/sockets": "accelerated sockets",
 	"/maps": "BPF maps and their fill", "/maps/NAME": "one map's content", "/config_dump": "Envoy's ConfigDump, secrets redacted",
 	"/explain": "POST {from, url, method, headers}: every decision on a connection's way", "/logging": "GET, or POST {level}",
+	"GET /debug/pprof/": "profiles of this process, for go tool pprof: heap, goroutine, profile?seconds=10, …",
 }
 
 // services are all, or those of a name: NAMESPACE/NAME, or NAME in any namespace.

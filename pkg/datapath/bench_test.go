@@ -20,13 +20,20 @@ func connects(b *testing.B, from *ns, to netip.AddrPort) {
 	from.do(func() {
 		sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 		for b.Loop() {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-			must(b, err)
-			must(b, unix.Connect(fd, sa))
-			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-			unix.Close(fd)
+			must(b, connectAndReset(sa))
 		}
 	})
+}
+
+func connectAndReset(sa unix.Sockaddr) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Connect(fd, sa)
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	unix.Close(fd)
+	return err
 }
 
 // BenchmarkConnect is what our hooks cost a connect(): of a process that has nothing to do with us, and to a Service.

@@ -126,10 +126,14 @@ func (t *table) unset(object any) {
 func (t *table) listed(k kind) {
 	t.mu.Lock()
 	delete(t.waiting, k)
+	complete := len(t.waiting) == 0
 	if k == kindNode && t.node == nil {
 		t.setNode(&Node{Name: t.cfg.NodeName}) // A folder without a Node object: the name is all there is.
 	}
 	t.mu.Unlock()
+	if complete {
+		t.cfg.Logger.Info("every kind of object has been listed")
+	}
 	t.signal()
 }
 

@@ -86,6 +86,7 @@ type testCase struct {
 	proxy, path, variant string
 	setUp                setUp
 	change               func(*scenario)
+	services             int // present in the cluster, where that is what differs
 }
 
 func (c testCase) String() string {

@@ -83,6 +83,12 @@ func run(ctx context.Context, o options) (err error) {
 
 	report := newReport(o)
 	for _, s := range scenarios {
+		if s.run != nil {
+			if err := s.run(ctx, o, s, report); err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+			continue
+		}
 		cases := w.cases(s)
 		rounds := o.rounds
 		if s.maxRounds > 0 {

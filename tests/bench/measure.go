@@ -25,6 +25,7 @@ type sample struct {
 	changes          float64            // configurations that came into force meanwhile
 	perConnection    float64            // bytes of the proxy's resident memory per idle connection
 	configured       int64              // bytes of resident memory once configured, before any load
+	more             map[string]float64 // what only one scenario measures, by its name in bench.json
 }
 
 func (s sample) callsPerRequest() float64 {

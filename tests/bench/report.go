@@ -48,10 +48,12 @@ func (r *report) add(s scenario, c testCase, x sample, err error) {
 
 // result is one row of build/bench.json.
 type result struct {
-	Scenario    string  `json:"scenario"`
-	Proxy       string  `json:"proxy"`
-	Path        string  `json:"path"`
-	Variant     string  `json:"variant,omitempty"`
+	Scenario string `json:"scenario"`
+	Proxy    string `json:"proxy"`
+	Path     string `json:"path"`
+	Variant  string `json:"variant,omitempty"`
+	// Services that were present in the cluster.
+	Services    int     `json:"services,omitempty"`
 	Connections int     `json:"connections"`
 	Rounds      int     `json:"rounds"`
 	RPS         spread  `json:"rps"`
@@ -75,6 +77,8 @@ type result struct {
 	PerConnection spread `json:"bytes_per_idle_connection,omitzero"`
 	// Configured is resident memory before any load.
 	Configured int64 `json:"configured_rss_bytes,omitempty"`
+	// More is what only this scenario measures.
+	More map[string]spread `json:"more,omitempty"`
 	// Valid is false where requests failed or the case could not be set up; Problem says why.
 	Valid   bool   `json:"valid"`
 	Problem string `json:"problem,omitempty"`
@@ -87,7 +91,7 @@ type spread struct {
 }
 
 func (w *row) result(o options) result {
-	r := result{Scenario: w.scenario.name, Proxy: w.c.proxy, Path: w.c.path, Variant: w.c.variant, Connections: o.connections, Rounds: len(w.samples)}
+	r := result{Scenario: w.scenario.name, Proxy: w.c.proxy, Path: w.c.path, Variant: w.c.variant, Services: w.c.services, Connections: o.connections, Rounds: len(w.samples)}
 	of := func(f func(sample) float64) spread { return spreadOf(w.samples, f) }
 	r.RPS, r.CPU = of(func(s sample) float64 { return s.rps }), of(func(s sample) float64 { return s.cpuPerRequest })
 	r.CPUMedian = r.CPU.Median
@@ -103,6 +107,12 @@ func (w *row) result(o options) result {
 	r.Allocations = of(func(s sample) float64 { return s.allocations }).Median
 	for _, s := range w.samples {
 		r.Errors += s.errors
+		for name := range s.more {
+			if r.More == nil {
+				r.More = map[string]spread{}
+			}
+			r.More[name] = of(func(s sample) float64 { return s.more[name] })
+		}
 		for name, n := range s.calls {
 			if r.Calls == nil {
 				r.Calls = map[string]float64{}

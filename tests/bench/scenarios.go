@@ -32,6 +32,8 @@ type scenario struct {
 	cases func(all []testCase) []testCase
 	// measure takes one sample; nil: closed-loop load (measure.go).
 	measure func(*world, context.Context, scenario, setup) (sample, error)
+	// run is the whole scenario where it has nodes of its own; nil: cases, measured in turn, on the node of main.
+	run func(ctx context.Context, o options, s scenario, r *report) error
 	// columns of the table after proxy and path; nil: those of closed-loop load (report.go).
 	columns []column
 	// Bounds of long scenarios; 0: as the command line says.
@@ -59,6 +61,8 @@ var loadScenarios = []scenario{
 	{name: "tcp-bulk-1k", what: "TCP, one way, writes of 1 KiB", tcp: true, bulk: true, size: 1 << 10, cases: bulkCases},
 	{name: "tcp-bulk-16k", what: "TCP, one way, writes of 16 KiB", tcp: true, bulk: true, size: 16 << 10, cases: bulkCases},
 	{name: "tcp-bulk-1m", what: "TCP, one way, writes of 1 MiB", tcp: true, bulk: true, size: 1 << 20, cases: bulkCases},
+	{name: "services", what: "a connection per request to one of many Services, 16 at a time", run: runServices, columns: servicesColumns},
+	{name: "scale", what: "one agent among 10,000 Services with 250,000 endpoints", run: runScale, columns: scaleColumns, maxRounds: 2},
 }
 
 func scenarioNames() []string {

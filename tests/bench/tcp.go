@@ -21,6 +21,7 @@ const tcpPort = 9000
 // programs are what this executable is inside the pods: wrk and nginx are not made for plain TCP.
 var programs = map[string]func([]string) error{
 	"tcp-server": tcpServer, "tcp-client": tcpClient, "floor": floor, "open-loop": openLoopClient, "idle-client": idleClient,
+	"connect-server": connectServer, "connect-client": connectClient,
 }
 
 // tcpServer echoes to clients whose first byte is 'e', and only reads from the others.
