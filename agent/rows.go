@@ -84,7 +84,7 @@ func explainPods(pods []*kube.Pod, rows []api.Pod) []explain.Pod {
 	for i, p := range pods {
 		out = append(out, explain.Pod{
 			Namespace: p.Namespace, Name: p.Name, IPs: p.IPs, Enrolled: p.Enrolled, Rule: rows[i].Rule,
-			Listening: p.Enrolled && rows[i].State == podReady, NotListening: rows[i].Reason, AccelerateBlocking: p.AccelerateBlocking,
+			HostNetwork: p.HostNetwork, Listening: p.Enrolled && rows[i].State == podReady, NotListening: rows[i].Reason, AccelerateBlocking: p.AccelerateBlocking,
 		})
 	}
 	return out

@@ -143,7 +143,7 @@ func (a *Agent) Pods() []api.Pod {
 
 // Services implements admin.Source.
 func (a *Agent) Services() []api.Service {
-	return describe.Services(a.objects.serviceList(), a.publisher.current.Load())
+	return describe.Services(a.objects.serviceList(), a.publisher.current.Load(), describe.NodeFacts{Notes: a.notices.of, HealthCheck: a.checks.Open})
 }
 
 // Listeners implements admin.Source.
@@ -225,11 +225,14 @@ func (a *Agent) Dump(name string) (api.MapDump, error) {
 func (a *Agent) Explain(req api.ExplainRequest) (api.Explanation, error) {
 	pods := a.objects.podList()
 	rows := podRows(a.cfg.Enroll, pods, a.pods.Status(), a.serving.Load())
-	accel := a.datapath.Status().Acceleration
+	status := a.datapath.Status()
+	accel := status.Acceleration
 	e, err := explain.Explain(&explain.World{
 		Snapshot: a.publisher.current.Load(), Services: a.objects.serviceList(), Pods: explainPods(pods, rows),
 		ServicesOn: a.cfg.Services, FailClosed: a.cfg.FailMode == config.FailClosed, AcceleratePods: a.cfg.AcceleratePods,
 		Acceleration: accel.Active, AccelerationReason: accel.Reason,
+		UDP:     slices.ContainsFunc(status.Datapath.Programs, func(p datapath.ProgramStatus) bool { return strings.Contains(p.Name, "sendmsg") }),
+		Outside: DatapathConfig(a.cfg, a.log).Outside,
 	}, req)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", admin.ErrBadRequest, err)

@@ -2,7 +2,7 @@ package api
 
 // ExplainRequest is POST /explain: what would happen to a connection or a request.
 type ExplainRequest struct {
-	// From is the pod that connects, namespace/name.
+	// From is the pod that connects, namespace/name; or host, a process of the node; or outside[:IP], a client outside.
 	From string `json:"from"`
 	// URL is tcp://host:port, http://host[:port]/path, or udp://host:port.
 	URL string `json:"url"`
@@ -18,7 +18,7 @@ type Explanation struct {
 	Target string `json:"target"`
 	// Steps are the decisions in the order in which they are made.
 	Steps []Step `json:"steps"`
-	// Outcome is proxied, offloaded, service, passed, refused or failed; Verdict says it in a sentence.
+	// Outcome is proxied, offloaded, service, passed, refused, dropped or failed; Verdict says it in a sentence.
 	Outcome string `json:"outcome"`
 	Verdict string `json:"verdict"`
 	// Destinations are where the connection or request may end, with their share.

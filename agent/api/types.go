@@ -239,22 +239,43 @@ type Pod struct {
 
 // Service is one element of GET /services.
 type Service struct {
-	Namespace string     `json:"namespace"`
-	Name      string     `json:"name"`
-	Frontends []Frontend `json:"frontends"`
-	Excluded  []Excluded `json:"excluded,omitempty"`
-	Problems  []string   `json:"problems,omitempty"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// InternalTrafficPolicy and ExternalTrafficPolicy are Cluster or Local.
+	InternalTrafficPolicy string     `json:"internal_traffic_policy,omitempty"`
+	ExternalTrafficPolicy string     `json:"external_traffic_policy,omitempty"`
+	Frontends             []Frontend `json:"frontends"`
+	// Endpoints are all of them, with where each stands.
+	Endpoints   []ServiceEndpoint `json:"endpoints,omitempty"`
+	HealthCheck *HealthCheck      `json:"health_check,omitempty"`
+	Excluded    []Excluded        `json:"excluded,omitempty"`
+	Problems    []string          `json:"problems,omitempty"`
 }
 
 // Frontend is an address of a Service.
 type Frontend struct {
-	Address         string    `json:"address"`
-	Protocol        string    `json:"protocol"`
-	Kind            string    `json:"kind"`
-	Port            string    `json:"port,omitempty"` // its name
-	AffinitySeconds int64     `json:"affinity_seconds,omitempty"`
-	Listener        string    `json:"listener,omitempty"` // the xDS listener that claims it for enrolled pods
-	Backends        []Backend `json:"backends"`
+	Address         string `json:"address"`
+	Protocol        string `json:"protocol"`
+	Kind            string `json:"kind"`
+	Port            string `json:"port,omitempty"` // its name
+	AffinitySeconds int64  `json:"affinity_seconds,omitempty"`
+	Listener        string `json:"listener,omitempty"` // the xDS listener that claims it for enrolled pods
+	// Loopback: only for processes of the host's own network namespace.
+	Loopback bool      `json:"loopback,omitempty"`
+	Backends []Backend `json:"backends"`
+	// External is what clients outside get; absent where there is no outside.
+	External *External `json:"external,omitempty"`
+}
+
+// External is how an address serves clients outside the node.
+type External struct {
+	// Policy is Cluster (answers come back through this node: the client's address is translated) or Local.
+	Policy   string   `json:"policy"`
+	Backends []string `json:"backends"`
+	// Without is what a client gets while there is no backend: refused, or no answer.
+	Without string `json:"without"`
+	// Sources may connect, others get no answer; none: everybody may.
+	Sources []string `json:"sources,omitempty"`
 }
 
 // Backend is an endpoint that takes new connections.
@@ -265,6 +286,30 @@ type Backend struct {
 	Zone        string `json:"zone,omitempty"`
 	Local       bool   `json:"local"`
 	Terminating bool   `json:"terminating,omitempty"`
+}
+
+// ServiceEndpoint is an endpoint and where it stands.
+type ServiceEndpoint struct {
+	Address string `json:"address"`
+	// State is ready, draining (terminating and still serving, while others are ready), terminating or not ready.
+	State string `json:"state"`
+	// Used: new connections of somebody go there; Reason says why not of all, or of none.
+	Used   bool   `json:"used"`
+	Reason string `json:"reason,omitempty"`
+	Local  bool   `json:"local"`
+	Pod    string `json:"pod,omitempty"`
+	Node   string `json:"node,omitempty"`
+	Zone   string `json:"zone,omitempty"`
+}
+
+// HealthCheck is a Service's health-check node port.
+type HealthCheck struct {
+	Port uint16 `json:"port"`
+	// LocalReady4 and LocalReady6 are what is answered, by the family of the question: 200 where it is not 0.
+	LocalReady4 int      `json:"local_ready_ipv4"`
+	LocalReady6 int      `json:"local_ready_ipv6"`
+	Addresses   []string `json:"addresses"` // where it is served now
+	Error       string   `json:"error,omitempty"`
 }
 
 // Excluded is an endpoint that takes no traffic.

@@ -1,8 +1,11 @@
 package describe
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sockmesh/sockmesh/agent/api"
@@ -101,7 +104,7 @@ func TestServicesNameTheirListener(t *testing.T) {
 	udp.Protocol = service.UDP
 	rows := Services([]*service.Service{
 		{Name: service.Name{Namespace: "b", Name: "x"}}, {Name: service.Name{Namespace: "a", Name: "y"}, Frontends: []service.Frontend{front, udp}},
-	}, mesh.NewSnapshot(1, []*mesh.Listener{l}, nil))
+	}, mesh.NewSnapshot(1, []*mesh.Listener{l}, nil), NodeFacts{})
 	if len(rows) != 2 || rows[0].Name != "y" {
 		t.Fatalf("%+v", rows)
 	}
@@ -111,7 +114,55 @@ func TestServicesNameTheirListener(t *testing.T) {
 }
 
 func TestNothingYet(t *testing.T) {
-	if Listeners(nil, nil) != nil || Routes(nil) != nil || Clusters(nil) != nil || Endpoints(nil, nil) != nil || len(Services(nil, nil)) != 0 {
+	if Listeners(nil, nil) != nil || Routes(nil) != nil || Clusters(nil) != nil || Endpoints(nil, nil) != nil || len(Services(nil, nil, NodeFacts{})) != 0 {
 		t.Error("before the first configuration there is nothing to list")
+	}
+}
+
+func TestAServiceSaysWhereEachEndpointStands(t *testing.T) {
+	ap := netip.MustParseAddrPort
+	used := []service.Backend{{Addr: ap("10.0.0.1:80"), Local: true, Pod: "a/one", Node: "n1", Zone: "z"}, {Addr: ap("10.0.0.2:80"), Terminating: true}}
+	excluded := func(addr, reason string, ready, serving, terminating bool) service.Excluded {
+		return service.Excluded{Addr: ap(addr), Reason: reason, Endpoint: &service.Endpoint{Pod: "p", Node: "n2", Ready: ready, Serving: serving, Terminating: terminating}}
+	}
+	rows := Services([]*service.Service{{
+		Name: service.Name{Namespace: "a", Name: "web"}, ExternalLocal: true,
+		Frontends: []service.Frontend{{Addr: ap("192.0.2.1:30080"), Kind: service.NodePort, Protocol: service.TCP, Backends: used,
+			External: &service.External{Local: true, Silent: true}}},
+		Loopback: []service.Frontend{{Addr: ap("127.0.0.1:30080"), Kind: service.NodePort, Protocol: service.TCP, Backends: used}},
+		Excluded: []service.Excluded{
+			excluded("10.0.0.3:80", "terminating, and there are ready ones", false, true, true), excluded("10.0.0.4:80", "no longer serving", false, false, true),
+			excluded("10.0.0.5:80", "not ready", false, false, false), excluded("10.0.0.6:80", "its hints are for other zones", true, true, false),
+		},
+		HealthCheck: &service.HealthCheck{Port: 31000, LocalReady4: 1},
+		Problems:    []service.Problem{{Field: "f", Detail: "d", Cure: "c"}},
+	}}, nil, NodeFacts{
+		Notes:       func(service.Name) []string { return []string{"a map is full"} },
+		HealthCheck: func(service.Name) ([]netip.AddrPort, string) { return []netip.AddrPort{ap("192.0.2.1:31000")}, "taken" },
+	})
+	row := rows[0]
+	var got []string
+	for _, e := range row.Endpoints {
+		got = append(got, fmt.Sprint(e.Address, " ", e.State, " ", e.Used, " ", e.Local, " ", e.Pod, " ", e.Node, " ", e.Zone, " ", e.Reason))
+	}
+	want := []string{
+		"10.0.0.1:80 ready true true a/one n1 z ", "10.0.0.2:80 terminating true false    there is no ready one",
+		"10.0.0.3:80 draining false false a/p n2  terminating, and there are ready ones", "10.0.0.4:80 terminating false false a/p n2  no longer serving",
+		"10.0.0.5:80 not ready false false a/p n2  not ready", "10.0.0.6:80 ready false false a/p n2  its hints are for other zones",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if x := row.Frontends[0].External; x == nil || x.Policy != "Local" || x.Without != "no answer" || len(x.Backends) != 0 {
+		t.Errorf("outside: %+v", x)
+	}
+	if f := row.Frontends[1]; !f.Loopback || f.External != nil {
+		t.Errorf("loopback: %+v", f)
+	}
+	if h := row.HealthCheck; h == nil || h.Port != 31000 || h.Error != "taken" || len(h.Addresses) != 1 || row.ExternalTrafficPolicy != "Local" {
+		t.Errorf("%+v, %s", h, row.ExternalTrafficPolicy)
+	}
+	if !slices.Equal(row.Problems, []string{"f: d: c", "a map is full"}) {
+		t.Errorf("problems %q", row.Problems)
 	}
 }

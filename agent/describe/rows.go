@@ -7,7 +7,6 @@ import (
 
 	"github.com/sockmesh/sockmesh/agent/api"
 	"github.com/sockmesh/sockmesh/pkg/mesh"
-	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
 // Modes of a listener.
@@ -213,59 +212,6 @@ func policy(p mesh.LBPolicy) string {
 	names := [...]string{"ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "RING_HASH", "MAGLEV", "CLUSTER_PROVIDED"}
 	if int(p) < len(names) {
 		return names[p]
-	}
-	return "?"
-}
-
-// Services are the rows of GET /services, by namespace and name.
-func Services(list []*service.Service, s *mesh.Snapshot) []api.Service {
-	claimed := map[netip.AddrPort]string{}
-	if s != nil {
-		for _, c := range s.Claims() {
-			claimed[c.Addr] = c.Listener
-		}
-	}
-	out := make([]api.Service, 0, len(list))
-	for _, svc := range list {
-		row := api.Service{Namespace: svc.Name.Namespace, Name: svc.Name.Name, Frontends: []api.Frontend{}}
-		for i := range svc.Frontends {
-			f := &svc.Frontends[i]
-			front := api.Frontend{
-				Address: f.Addr.String(), Protocol: f.Protocol.String(), Kind: Kind(f.Kind), Port: f.PortName,
-				AffinitySeconds: int64(f.Affinity.Seconds()), Backends: []api.Backend{},
-			}
-			if f.Protocol == service.TCP {
-				front.Listener = claimed[f.Addr]
-			}
-			for _, b := range f.Backends {
-				front.Backends = append(front.Backends, api.Backend{
-					Address: b.Addr.String(), Pod: b.Pod, Node: b.Node, Zone: b.Zone, Local: b.Local, Terminating: b.Terminating,
-				})
-			}
-			row.Frontends = append(row.Frontends, front)
-		}
-		for _, e := range svc.Excluded {
-			row.Excluded = append(row.Excluded, api.Excluded{Address: e.Addr.String(), Reason: e.Reason})
-		}
-		for _, p := range svc.Problems {
-			row.Problems = append(row.Problems, p.Field+": "+p.Detail)
-		}
-		out = append(out, row)
-	}
-	slices.SortFunc(out, func(a, b api.Service) int {
-		if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
-	return out
-}
-
-// Kind is Kubernetes' word for a kind of frontend.
-func Kind(k service.Kind) string {
-	names := [...]string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalIP"}
-	if int(k) < len(names) {
-		return names[k]
 	}
 	return "?"
 }

@@ -25,6 +25,7 @@ const (
 	Service   = "service"
 	Passed    = "passed"
 	Refused   = "refused"
+	Dropped   = "dropped"
 	Failed    = "failed"
 	Unknown   = "unsupported"
 )
@@ -35,7 +36,9 @@ type World struct {
 	Services []*service.Service
 	Pods     []Pod
 
-	ServicesOn     bool
+	ServicesOn bool
+	// UDP: the programs translate datagrams; Outside: clients outside the node are served.
+	UDP, Outside   bool
 	FailClosed     bool
 	AcceleratePods bool
 	// Acceleration says whether sockets are redirected, AccelerationReason why not.
@@ -48,6 +51,8 @@ type Pod struct {
 	Namespace, Name string
 	IPs             []netip.Addr
 	Enrolled        bool
+	// HostNetwork: its sockets are those of the host's own network namespace.
+	HostNetwork bool
 	// Rule is what decided on enrolment.
 	Rule string
 	// Listening: the proxy's listeners are open in its network namespace. NotListening says why not.
@@ -59,32 +64,34 @@ type Pod struct {
 
 // explainer builds one explanation.
 type explainer struct {
-	w   *World
-	pod *Pod
-	t   *target
-	out api.Explanation
+	w      *World
+	pod    *Pod
+	client netip.Addr // of a client outside, where it was given
+	t      *target
+	out    api.Explanation
 }
 
 // Explain follows one connection, or one request. Its errors are wrong questions.
 func Explain(w *World, req api.ExplainRequest) (api.Explanation, error) {
 	e := &explainer{w: w}
-	pod, err := w.pod(req.From)
-	if err != nil {
-		return e.out, err
-	}
-	e.pod = pod
 	t, err := parseTarget(req)
 	if err != nil {
 		return e.out, err
 	}
 	e.t = t
-	e.out.From = pod.Namespace + "/" + pod.Name
-	e.out.Target = req.URL
-	e.step("pod", e.out.From, podRule(pod))
+	e.out.From, e.out.Target = req.From, req.URL
+	outside, err := e.from(req.From)
+	if err != nil {
+		return e.out, err
+	}
 	if err := e.resolve(); err != nil {
 		return e.out, err
 	}
-	e.connection()
+	if outside {
+		e.outside()
+	} else {
+		e.connection()
+	}
 	return e.out, nil
 }
 
@@ -139,7 +146,7 @@ func (e *explainer) end(outcome, format string, args ...any) {
 // connection is what connect() decides, in the order of bpf/'s connect programs.
 func (e *explainer) connection() {
 	if e.t.proto == service.UDP {
-		e.udp()
+		e.service() // listeners claim TCP only
 		return
 	}
 	if e.pod.Enrolled {
@@ -153,16 +160,6 @@ func (e *explainer) connection() {
 		e.step("enrolment", "not enrolled: no listener may claim its connections", e.pod.Rule)
 	}
 	e.service()
-}
-
-// udp: only what is there is claimed to be there.
-func (e *explainer) udp() {
-	if f, svc := e.w.frontend(e.t.addr, service.UDP); f != nil {
-		e.step("service", "not translated yet", fmt.Sprintf("Service %s has UDP port %s; UDP Services are not translated yet, only TCP", svc.Name, f.Addr))
-	} else {
-		e.step("service", "no Service has this UDP address", "")
-	}
-	e.end(Unknown, "UDP is left alone for now: the datagrams go to %s as it is", e.t.addr)
 }
 
 // claim finds the claim that connect() finds: exact address, then the port on every address, then the catch-all.
@@ -263,60 +260,6 @@ func (e *explainer) offloaded(claim *mesh.Claim) {
 	}
 	e.kernelDirect()
 	e.end(Offloaded, "the kernel connects straight to an endpoint of %s; getpeername() still shows %s", claim.Listener, e.t.addr)
-}
-
-// service is the in-kernel load balancer, and what is behind it: the address itself.
-func (e *explainer) service() {
-	if !e.w.ServicesOn {
-		e.step("service", "not looked at", "--services=off")
-		e.passed()
-		return
-	}
-	f, svc := e.w.frontend(e.t.addr, service.TCP)
-	if f == nil {
-		e.step("service", "none", "no Service has the TCP address "+e.t.addr.String())
-		e.passed()
-		return
-	}
-	rule := fmt.Sprintf("%s of Service %s", describe.Kind(f.Kind), svc.Name)
-	if f.PortName != "" {
-		rule += ", port " + f.PortName
-	}
-	var rejected []string
-	for _, x := range svc.Excluded {
-		rejected = append(rejected, fmt.Sprintf("%s: %s", x.Addr, x.Reason))
-	}
-	if len(f.Backends) == 0 {
-		e.step("service", svc.Name.String()+": no endpoint takes traffic", rule, rejected...)
-		e.end(Refused, "connection refused at once: Service %s has no endpoint that takes traffic", svc.Name)
-		return
-	}
-	e.step("service", fmt.Sprintf("%s: one of %d endpoints", svc.Name, len(f.Backends)), rule, rejected...)
-	if f.Affinity > 0 {
-		e.step("affinity", fmt.Sprintf("the same endpoint as last time, within %s", f.Affinity), "sessionAffinity: ClientIP")
-	}
-	for _, b := range f.Backends {
-		e.destination("", b.Addr, 100/float64(len(f.Backends)), "")
-	}
-	e.kernelDirect()
-	e.end(Service, "the kernel connects straight to an endpoint of Service %s; getpeername() still shows %s", svc.Name, e.t.addr)
-}
-
-func (e *explainer) passed() {
-	e.kernelDirect()
-	e.end(Passed, "untouched: the connection goes to %s as it is", e.t.addr)
-}
-
-// frontend finds a Service's address.
-func (w *World) frontend(addr netip.AddrPort, proto service.Protocol) (*service.Frontend, *service.Service) {
-	for _, s := range w.Services {
-		for i := range s.Frontends {
-			if f := &s.Frontends[i]; f.Addr == addr && f.Protocol == proto {
-				return f, s
-			}
-		}
-	}
-	return nil, nil
 }
 
 // podAt is the pod of this node that has an address.

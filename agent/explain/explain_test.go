@@ -93,7 +93,7 @@ func world(t *testing.T) *World {
 			{Namespace: "shop", Name: "v1", IPs: []netip.Addr{netip.MustParseAddr("10.0.1.1")}, Enrolled: true, Listening: false, NotListening: "waiting"},
 			{Namespace: "shop", Name: "free", Rule: "no label"},
 		},
-		ServicesOn: true, Acceleration: true,
+		ServicesOn: true, UDP: true, Outside: true, Acceleration: true,
 	}
 }
 
@@ -155,7 +155,7 @@ func TestExplain(t *testing.T) {
 			want: []string{"no xDS configuration"}},
 		{name: "acceleration off", change: func(w *World) { w.Acceleration, w.AccelerationReason = false, "--acceleration=off" },
 			req: api.ExplainRequest{From: client, URL: "http://web.shop/"}, outcome: Proxied, want: []string{"plain TCP on both legs [acceleration is not active: --acceleration=off]"}},
-		{name: "UDP", req: api.ExplainRequest{From: client, URL: "udp://dns.shop:53"}, outcome: Unknown, want: []string{"not translated yet"}},
+		{name: "UDP", req: api.ExplainRequest{From: client, URL: "udp://dns.shop:53"}, outcome: Service, want: []string{"a socket stays with its endpoint", "answers show 10.96.0.53:53", "10.0.5.1:53"}},
 		{name: "a cluster that is not there", change: func(w *World) { delete(w.Snapshot.Clusters, "v2") },
 			req: api.ExplainRequest{From: client, URL: "http://web.shop/", Headers: [][2]string{{"x-canary", "always"}}}, outcome: Failed, want: []string{"NC"}},
 	} {

@@ -45,11 +45,20 @@ func node() *admintest.Source {
 			{Namespace: "shop", Name: "client", IPs: []string{"10.0.0.1", "fd00::1"}, Enrolled: true, State: "ready", Netns: "cni-1", Rule: "namespace label sockmesh.io/enroll=true"},
 			{Namespace: "shop", Name: "late", State: "waiting", Reason: "no network namespace has its address", Rule: "--enroll=labelled, and no label"},
 		},
-		ServiceList: []api.Service{{Namespace: "shop", Name: "web", Problems: []string{"spec.ports[1]: UDP is not translated yet"},
-			Frontends: []api.Frontend{{Address: "10.96.0.10:80", Protocol: "TCP", Kind: "ClusterIP", Listener: "web", AffinitySeconds: 60, Backends: []api.Backend{
-				{Address: "10.0.1.1:8080", Pod: "shop/v1", Node: "node-1", Local: true}, {Address: "10.0.9.1:8080", Node: "node-2", Zone: "b", Terminating: true}}},
-				{Address: "[fd00::10]:80", Protocol: "TCP", Kind: "ClusterIP"}},
-			Excluded: []api.Excluded{{Address: "10.0.1.2:8080", Reason: "not ready"}}}},
+		ServiceList: []api.Service{{Namespace: "shop", Name: "web", InternalTrafficPolicy: "Cluster", ExternalTrafficPolicy: "Local",
+			Problems: []string{"spec.ports[1].protocol: SCTP is not supported"},
+			Frontends: []api.Frontend{{Address: "10.96.0.10:80", Protocol: "TCP", Kind: "ClusterIP", Port: "http", Listener: "web", AffinitySeconds: 60, Backends: []api.Backend{
+				{Address: "10.0.1.1:8080", Pod: "shop/v1", Node: "node-1", Local: true}, {Address: "10.0.9.1:8080", Node: "node-2", Zone: "b"}}},
+				{Address: "203.0.113.1:80", Protocol: "TCP", Kind: "LoadBalancer", Port: "http", Backends: []api.Backend{{Address: "10.0.1.1:8080"}, {Address: "10.0.9.1:8080"}},
+					External: &api.External{Policy: "Local", Backends: []string{"10.0.1.1:8080"}, Without: "no answer", Sources: []string{"198.18.0.0/15"}}},
+				{Address: "127.0.0.1:30080", Protocol: "TCP", Kind: "NodePort", Port: "http", Loopback: true, Backends: []api.Backend{{Address: "10.0.1.1:8080"}}},
+				{Address: "[fd00::10]:80", Protocol: "TCP", Kind: "ClusterIP", Port: "http"}},
+			Endpoints: []api.ServiceEndpoint{
+				{Address: "10.0.1.1:8080", State: "ready", Used: true, Local: true, Pod: "shop/v1", Node: "node-1"},
+				{Address: "10.0.1.2:8080", State: "draining", Reason: "terminating, and there are ready ones", Local: true, Pod: "shop/v0", Node: "node-1"},
+				{Address: "10.0.9.1:8080", State: "ready", Used: true, Node: "node-2", Zone: "b"}},
+			HealthCheck: &api.HealthCheck{Port: 31000, LocalReady4: 1, Addresses: []string{"192.0.2.1:31000"}},
+			Excluded:    []api.Excluded{{Address: "10.0.1.2:8080", Reason: "terminating, and there are ready ones"}}}},
 		ListenerList: []api.Listener{
 			{Name: "db", Addresses: []string{"10.96.0.20:5432"}, Mode: "kernel", Chains: []api.FilterChain{{Kind: "tcp", Targets: "75% db1, 25% db2"}}},
 			{Name: "web", Addresses: []string{"10.96.0.10:80", "[fd00::10]:80"}, Mode: "proxy", Reason: "filter_chains: http", Chains: []api.FilterChain{{Kind: "http", Routes: "web"}}},

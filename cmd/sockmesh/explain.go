@@ -18,18 +18,20 @@ func newExplainCommand(o *options) *cobra.Command {
 	var req api.ExplainRequest
 	var headers []string
 	cmd := &cobra.Command{
-		Use:   "explain --from NAMESPACE/POD URL",
+		Use:   "explain --from NAMESPACE/POD|host|outside[:IP] URL",
 		Short: "Every decision on a connection's or a request's way, with the rule that made it",
 		Long: "explain follows a connection from a pod of this node: is the pod enrolled, which listener claims the address,\n" +
 			"is it handled in the kernel or by the proxy, which filter chain, virtual host and route match and why others\n" +
 			"don't, and where the bytes end. Nothing is sent. URL is tcp://host:port, http://host/path or udp://host:port;\n" +
-			"host is an address or a Service's DNS name.",
+			"host is an address or a Service's DNS name. --from host is a process of the node; --from outside a client whose\n" +
+			"packets arrive at the node (with :IP source ranges are decided on).",
 		Example: "  sockmesh explain --from shop/web-7d9c http://cart.shop/items -H 'x-canary: always'\n" +
-			"  sockmesh explain --from shop/web-7d9c tcp://10.96.0.20:6379",
+			"  sockmesh explain --from shop/web-7d9c udp://kube-dns.kube-system:53\n" +
+			"  sockmesh explain --from outside:198.51.100.7 tcp://203.0.113.1:443",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if req.From == "" {
-				return cli.Usagef("--from is required: the pod that connects, as NAMESPACE/POD (see sockmesh pods)")
+				return cli.Usagef("--from is required: the pod that connects, as NAMESPACE/POD (see sockmesh pods), or host, or outside[:IP]")
 			}
 			req.URL = args[0]
 			for _, h := range headers {
@@ -54,7 +56,7 @@ func newExplainCommand(o *options) *cobra.Command {
 			return printAnswer(cmd, o, raw, writeExplanation)
 		},
 	}
-	cmd.Flags().StringVar(&req.From, "from", "", "the `pod` that connects, NAMESPACE/POD")
+	cmd.Flags().StringVar(&req.From, "from", "", "who connects: the `pod`, NAMESPACE/POD, or host, or outside[:IP]")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a request `header`, 'name: value'; may be repeated")
 	cmd.Flags().StringVarP(&req.Method, "request", "X", "", "the request's `method` (default GET)")
 	return cmd
