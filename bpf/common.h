@@ -197,9 +197,39 @@ struct sm_affinity_key {
 };
 
 struct sm_affinity {
-	__u64 used; /* ktime of the last connection or datagram: use refreshes */
+	__u32 used; /* second (ktime) of the last connection or datagram: use refreshes */
 	__u32 backend;
-	__u32 pad;
+} __attribute__((aligned(8))); /* changes as one word */
+
+/* Where one UDP socket's datagrams to one Service address go. */
+struct sm_udp_flow {
+	__u8 front[16] SM_ALIGNED;
+	__u8 addr[16] SM_ALIGNED; /* the backend's */
+	__u16 front_port;         /* 0: nothing here */
+	__u16 port;
+	__u32 pool;
+	__u32 backend;
+	__u32 used;   /* the socket's count of uses: of two flows to one backend the later one gets its answers */
+	__u32 direct; /* the socket has sent to the backend's own address since */
+};
+
+#define SM_UDP_FLOWS 4
+
+/* What a UDP socket that talks to Services remembers; dies with it. */
+struct sm_udp {
+	struct bpf_spin_lock lock;
+	__u32 uses;
+	__u32 spilled; /* sm_udp_more has something of this socket */
+	struct sm_udp_flow flows[SM_UDP_FLOWS];
+};
+
+/* What finds no room in the socket's storage: flows by the Service's address, and answers by the backend's. */
+struct sm_udp_key {
+	__u64 cookie;
+	__u8 addr[16] SM_ALIGNED;
+	__u16 port;
+	__u8 answers;
+	__u8 pad[5];
 };
 
 /* Ranges of clients that may use a restricted frontend, by its pool; prefixlen counts the pool's 32 bits, and 96 more for
@@ -252,6 +282,7 @@ struct sm_sock {
 	__u64 redirected_bytes; /* sent by this socket, socket to socket */
 	__u64 passed_bytes;     /* sent by this socket, by TCP, while enrolled */
 	__u32 backend;
+	__u32 pool; /* UDP: the socket may stay with the backend while that is a member of it */
 	__u16 origin_port;
 	__u8 role;
 	__u8 state;
@@ -264,6 +295,7 @@ struct sm_sock {
 	/* What follows is explained in aside.h. */
 	__u32 aside;      /* enum sm_aside_state */
 	__u32 aside_slot;
+	__u32 pad2;
 	struct sm_tuple route; /* the socket's own key in sm_pairs; the far socket's from SM_ASIDE_ARMED on */
 	__u64 aside_bytes;     /* of redirected_bytes, those that skipped the proxy */
 	__u64 aside_token;
@@ -338,6 +370,7 @@ struct sm_counters {
 	__u64 outside_no_port;   /* connections for which no source port was free */
 	__u64 outside_no_source; /* connections for which the node has no address */
 	__u64 outside_errors;    /* ICMP errors translated */
+	__u64 udp_repicked;     /* flows of UDP sockets that went to another backend because theirs was gone */
 };
 
 /* An application that splices: whoever accepts on a port of a network namespace, or what connects from a container. */

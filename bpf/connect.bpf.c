@@ -5,33 +5,7 @@
  * of an offloaded listener, to a backend of a Service, or wherever the caller said. Everything after that is
  * ordinary TCP, with no cost per packet. getpeername tells the caller the address that it asked for.
  */
-#include "maps.h"
-#include "socket.h"
-
-/* Set by the loader after a real attempt: bpf_set_retval came with 5.18. Without it a refusal reads EPERM. */
-const volatile bool sm_has_set_retval = false;
-
-#define SM_POOL_ATTEMPTS 4
-
-static __always_inline int sm_refuse(void)
-{
-	if (sm_has_set_retval)
-		bpf_set_retval(-ECONNREFUSED);
-	return SM_DENY;
-}
-
-struct sm_dest {
-	struct sm_ip ip;
-	__u16 port;
-};
-
-static __always_inline struct sm_target *sm_find_frontend(const struct sm_dest *d)
-{
-	struct sm_frontend_key key = { .port = d->port, .proto = IPPROTO_TCP };
-
-	sm_store(key.addr, &d->ip);
-	return bpf_map_lookup_elem(&sm_frontends, &key);
-}
+#include "udp.h"
 
 /* The most specific claim: the address itself, then its port on any address, then whatever is left. */
 static __always_inline struct sm_target *sm_find_claim(const struct sm_dest *d, __u32 flags)
@@ -59,44 +33,6 @@ static __always_inline struct sm_target *sm_find_claim(const struct sm_dest *d, 
 		return NULL;
 	key.port = 0;
 	return bpf_map_lookup_elem(&sm_claims, &key);
-}
-
-#define SM_PICKED 0
-#define SM_PICK_REFUSE 1 /* nobody to send it to */
-#define SM_PICK_STALE 2  /* the set of slots was replaced meanwhile: look again */
-
-/* Draws a backend and puts its address into d. */
-static __always_inline int sm_pick(const struct sm_target *target, struct sm_dest *d, __u32 *backend_id)
-{
-	struct sm_slot_key key = { .pool = target->pool, .generation = target->generation };
-	__u32 slots = target->slots;
-	__u64 weight = target->weight;
-	struct sm_backend *backend;
-	struct sm_slot *slot;
-	__u32 id;
-
-	if (!slots)
-		return SM_PICK_REFUSE;
-	key.slot = bpf_get_prandom_u32() % slots;
-	slot = bpf_map_lookup_elem(&sm_slots, &key);
-	if (!slot)
-		return SM_PICK_STALE;
-	id = slot->backend;
-	if (weight > 1) {
-		__u64 coin = ((__u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
-
-		if (coin % weight >= slot->keep)
-			id = slot->other;
-	}
-	if (!id)
-		return SM_PICK_REFUSE;
-	backend = bpf_map_lookup_elem(&sm_backends, &id);
-	if (!backend)
-		return SM_PICK_STALE;
-	d->ip = sm_load(backend->addr);
-	d->port = backend->port;
-	*backend_id = id;
-	return SM_PICKED;
 }
 
 /* Does the proxy, or whoever holds its port, listen in the caller's network namespace? */
@@ -151,34 +87,6 @@ static __always_inline __u8 sm_wants(struct bpf_sock *sk, const struct sm_config
 		return SM_PLAIN;
 	}
 	return SM_WANTED;
-}
-
-/* What the socket has to remember. Reused when a socket connects again. */
-static __always_inline struct sm_sock *sm_remember(struct bpf_sock *sk, __u8 role, const struct sm_dest *origin)
-{
-	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (!st) {
-		SM_COUNT(storage_failed);
-		return NULL;
-	}
-	__builtin_memset(st, 0, sizeof(*st));
-	st->role = role;
-	if (origin) {
-		sm_store(st->origin, &origin->ip);
-		st->origin_port = origin->port;
-	}
-	return st;
-}
-
-/* A connection that stays what the caller asked for. A socket that was translated before must forget it. */
-static __always_inline int sm_leave(struct bpf_sock *sk)
-{
-	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
-
-	if (st)
-		__builtin_memset(st, 0, sizeof(*st));
-	return SM_ALLOW;
 }
 
 static __always_inline struct sm_local *sm_find_local(const struct sm_ip *ip)
@@ -250,17 +158,26 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 	struct sm_sock *st = NULL;
 	__u32 backend = 0, netns_flags = 0, flags;
 	__u64 cookie = 0;
-	bool proxy;
+	bool proxy = false;
 	int i, picked;
 
-	if (ctx->protocol != IPPROTO_TCP || !sk)
-		return SM_ALLOW; /* UDP is translated at connect, sendmsg and recvmsg alike: not here yet */
-	if (sm_is_loopback(&d->ip) || sm_is_link_local6(&d->ip))
+	if (!sk)
+		return SM_ALLOW;
+	if (ctx->protocol == IPPROTO_UDP)
+		return sm_connect_udp(ctx, d);
+	if (ctx->protocol != IPPROTO_TCP)
+		return SM_ALLOW;
+	if (sm_is_link_local6(&d->ip))
 		return sm_leave(sk);
 	cfg = sm_configuration();
 	if (!cfg)
 		return SM_ALLOW;
 	flags = cfg->flags;
+	if (sm_is_loopback(&d->ip)) {
+		if (!sm_serves_loopback(ctx, cfg))
+			return sm_leave(sk);
+		goto service; /* node ports are all that can be there */
+	}
 
 	proxy = sk->mark == cfg->proxy_mark;
 	/* A socket tied to a device can't reach the proxy on loopback. */
@@ -301,12 +218,13 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 		}
 		SM_COUNT(pool_retries);
 	}
+service:
 	for (i = 0; i < SM_POOL_ATTEMPTS && flags & SM_SERVICES; i++) {
-		found = sm_find_frontend(&origin);
+		found = sm_find_frontend(&origin, IPPROTO_TCP);
 		if (!found)
 			break;
 		target = *found;
-		picked = sm_pick(&target, d, &backend);
+		picked = sm_pick_inside(ctx, &target, d, &backend);
 		if (picked == SM_PICK_REFUSE) {
 			SM_COUNT(refused);
 			return sm_refuse();
@@ -349,14 +267,10 @@ int sm_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int sm_connect6(struct bpf_sock_addr *ctx)
 {
-	struct sm_dest d = { .port = bpf_ntohs(ctx->user_port) };
-	struct sm_dest was;
+	struct sm_dest d, was;
 	int verdict;
 
-	d.ip.word[0] = ctx->user_ip6[0];
-	d.ip.word[1] = ctx->user_ip6[1];
-	d.ip.word[2] = ctx->user_ip6[2];
-	d.ip.word[3] = ctx->user_ip6[3];
+	sm_read6(ctx, &d);
 	was = d;
 	verdict = sm_connect(ctx, &d);
 	if (__builtin_memcmp(&d.ip, &was.ip, sizeof(d.ip))) {

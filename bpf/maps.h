@@ -115,6 +115,22 @@ struct {
 	__type(value, struct sm_sock);
 } sm_sock SEC(".maps");
 
+/* The same for UDP sockets that talk to Services. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sm_udp);
+} sm_udp SEC(".maps");
+
+/* LRU: a flow that is forgotten is balanced anew, and a late answer of its backend comes under that one's address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sm_udp_key);
+	__type(value, struct sm_udp_flow);
+} sm_udp_more SEC(".maps");
+
 /* Enrolled sockets, each under its own view of the connection. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

@@ -24,11 +24,6 @@
 #define SM_OUT_NONE 1    /* not addressed to a frontend */
 #define SM_OUT_DROPPED 2 /* and counted */
 
-static __always_inline __u32 sm_seconds(void)
-{
-	return bpf_ktime_get_coarse_ns() / 1000000000;
-}
-
 static __always_inline void sm_fill_in_key(const struct sm_ip *src, __u16 sport, const struct sm_ip *dst, __u16 dport, __u8 proto,
 					   struct sm_nat_in_key *key)
 {

@@ -20,7 +20,8 @@ import (
 // that are in the map keep the program that they came with.
 
 // cgroupHooks are the programs that hang on the cgroup, in the order in which they must come: sockops first, so that
-// no connection is redirected without its origin being passed on.
+// no connection is redirected without its origin being passed on; recvmsg before what sends, so that no answer comes
+// under a backend's address.
 var cgroupHooks = []struct {
 	prog   string
 	attach ebpf.AttachType
@@ -28,6 +29,10 @@ var cgroupHooks = []struct {
 	{sockmeshProgSmSockops, ebpf.AttachCGroupSockOps},
 	{sockmeshProgSmGetpeer4, ebpf.AttachCgroupInet4GetPeername},
 	{sockmeshProgSmGetpeer6, ebpf.AttachCgroupInet6GetPeername},
+	{sockmeshProgSmRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+	{sockmeshProgSmRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
+	{sockmeshProgSmSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+	{sockmeshProgSmSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
 	{sockmeshProgSmConnect4, ebpf.AttachCGroupInet4Connect},
 	{sockmeshProgSmConnect6, ebpf.AttachCGroupInet6Connect},
 	{sockmeshProgSmGetsockopt, ebpf.AttachCGroupGetsockopt},

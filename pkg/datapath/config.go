@@ -78,13 +78,13 @@ type Config struct {
 
 // Sizes are the maps' capacities in entries; ByMap says what each holds.
 type Sizes struct {
-	Frontends, Backends, Slots, Outside, Members, Affinity, Sources, Claims, Pods, Locals, Origins, Pairs, NAT uint32
+	Frontends, Backends, Slots, Outside, Members, Affinity, UDPFlows, Sources, Claims, Pods, Locals, Origins, Pairs, NAT uint32
 }
 
 // DefaultSizes are what zero fields stand for.
 func DefaultSizes() Sizes {
 	return Sizes{
-		Frontends: 65536, Backends: 262144, Slots: 524288, Outside: 16384, Members: 262144, Affinity: 65536, Sources: 16384,
+		Frontends: 65536, Backends: 262144, Slots: 524288, Outside: 16384, Members: 262144, Affinity: 65536, UDPFlows: 16384, Sources: 16384,
 		Claims: 16384, Pods: 4096, Locals: 8192, Origins: 65536, Pairs: 131072, NAT: 262144,
 	}
 }
@@ -109,6 +109,7 @@ func (s *Sizes) ByMap() []MapSize {
 		{sockmeshMapSmOutside, &s.Outside, "addresses that clients outside may use"},
 		{sockmeshMapSmMembers, &s.Members, "the sum of the endpoints of UDP ports and of Services with session affinity"},
 		{sockmeshMapSmAffinity, &s.Affinity, "clients that stay with an endpoint; the oldest are forgotten"},
+		{sockmeshMapSmUdpMore, &s.UDPFlows, "Service addresses beyond the fourth of a UDP socket, and its earlier endpoints; the oldest are forgotten"},
 		{sockmeshMapSmSources, &s.Sources, "the sum of load balancers' source ranges"},
 		{sockmeshMapSmClaims, &s.Claims, "addresses that listeners claim"},
 		{sockmeshMapSmNetns, &s.Pods, "enrolled pods of this node"},

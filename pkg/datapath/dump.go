@@ -25,6 +25,7 @@ var shapes = map[string]struct {
 	sockmeshMapSmOutside:   {key: reflect.TypeFor[frontendKey](), value: reflect.TypeFor[targetValue]()},
 	sockmeshMapSmMembers:   {key: reflect.TypeFor[memberKey](), value: reflect.TypeFor[uint32](), valueName: "member"},
 	sockmeshMapSmSources:   {key: reflect.TypeFor[sourceKey](), value: reflect.TypeFor[uint32](), valueName: "allowed"},
+	sockmeshMapSmUdpMore:   {key: reflect.TypeFor[udpKey](), value: reflect.TypeFor[udpFlow]()},
 	sockmeshMapSmAffinity:  {key: reflect.TypeFor[affinityKey](), value: reflect.TypeFor[affinity]()},
 	sockmeshMapSmClaims:    {key: reflect.TypeFor[claimKey](), value: reflect.TypeFor[targetValue]()},
 	sockmeshMapSmSlots:     {key: reflect.TypeFor[slotKey](), value: reflect.TypeFor[slotValue]()},

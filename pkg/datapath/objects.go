@@ -32,6 +32,8 @@ type (
 	sourceKey    = sockmeshSmSourceKey
 	affinityKey  = sockmeshSmAffinityKey
 	affinity     = sockmeshSmAffinity
+	udpKey       = sockmeshSmUdpKey
+	udpFlow      = sockmeshSmUdpFlow
 	spliceEvent  = sockmeshSmSpliceEvent
 	asideDir     = sockmeshSmAsideDir
 	asideRequest = sockmeshSmAsideRequest
@@ -282,7 +284,7 @@ func keptSize(wanted *ebpf.MapSpec, m *ebpf.Map) string {
 var observed = map[string]bool{
 	sockmeshMapSmNat: true, sockmeshMapSmNatIn: true, sockmeshMapSmNatNew: true, sockmeshMapSmNatNewIn: true, sockmeshMapSmNatPorts: true,
 	sockmeshMapSmFrags: true, sockmeshMapSmNode: true,
-	sockmeshMapSmAffinity: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
+	sockmeshMapSmAffinity: true, sockmeshMapSmUdpMore: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
 }
 
 func isOurs(name string) bool { return len(name) > 3 && name[:3] == "sm_" }

@@ -15,9 +15,8 @@ import (
 
 type sockmeshSmAffinity struct {
 	_       structs.HostLayout
-	Used    uint64
+	Used    uint32
 	Backend uint32
-	Pad     uint32
 }
 
 type sockmeshSmAffinityKey struct {
@@ -145,6 +144,7 @@ type sockmeshSmCounters struct {
 	OutsideNoPort      uint64
 	OutsideNoSource    uint64
 	OutsideErrors      uint64
+	UdpRepicked        uint64
 }
 
 type sockmeshSmFrag struct {
@@ -313,6 +313,7 @@ type sockmeshSmSock struct {
 	RedirectedBytes uint64
 	PassedBytes     uint64
 	Backend         uint32
+	Pool            uint32
 	OriginPort      uint16
 	Role            uint8
 	State           uint8
@@ -324,6 +325,7 @@ type sockmeshSmSock struct {
 	SmallestMean    uint32
 	Aside           uint32
 	AsideSlot       uint32
+	Pad2            uint32
 	Route           sockmeshSmTuple
 	AsideBytes      uint64
 	AsideToken      uint64
@@ -343,6 +345,7 @@ type sockmeshSmSocketRow struct {
 		RedirectedBytes uint64
 		PassedBytes     uint64
 		Backend         uint32
+		Pool            uint32
 		OriginPort      uint16
 		Role            uint8
 		State           uint8
@@ -354,6 +357,7 @@ type sockmeshSmSocketRow struct {
 		SmallestMean    uint32
 		Aside           uint32
 		AsideSlot       uint32
+		Pad2            uint32
 		Route           struct {
 			_          structs.HostLayout
 			Local      [16]uint8
@@ -445,6 +449,38 @@ type sockmeshSmTuple struct {
 	Pad        uint32
 }
 
+type sockmeshSmUdp struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Uses    uint32
+	Spilled uint32
+	Flows   [4]sockmeshSmUdpFlow
+}
+
+type sockmeshSmUdpFlow struct {
+	_         structs.HostLayout
+	Front     [16]uint8
+	Addr      [16]uint8
+	FrontPort uint16
+	Port      uint16
+	Pool      uint32
+	Backend   uint32
+	Used      uint32
+	Direct    uint32
+}
+
+type sockmeshSmUdpKey struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Addr    [16]uint8
+	Port    uint16
+	Answers uint8
+	Pad     [5]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -476,6 +512,8 @@ const (
 	sockmeshMapSmSources          = "sm_sources"
 	sockmeshMapSmSpliced          = "sm_spliced"
 	sockmeshMapSmSplicing         = "sm_splicing"
+	sockmeshMapSmUdp              = "sm_udp"
+	sockmeshMapSmUdpMore          = "sm_udp_more"
 	sockmeshMapSpliceEvents       = "splice_events"
 	sockmeshProgSmConnect4        = "sm_connect4"
 	sockmeshProgSmConnect6        = "sm_connect6"
@@ -485,6 +523,10 @@ const (
 	sockmeshProgSmMsg             = "sm_msg"
 	sockmeshProgSmNatEgress       = "sm_nat_egress"
 	sockmeshProgSmNatIngress      = "sm_nat_ingress"
+	sockmeshProgSmRecvmsg4        = "sm_recvmsg4"
+	sockmeshProgSmRecvmsg6        = "sm_recvmsg6"
+	sockmeshProgSmSendmsg4        = "sm_sendmsg4"
+	sockmeshProgSmSendmsg6        = "sm_sendmsg6"
 	sockmeshProgSmSockFiles       = "sm_sock_files"
 	sockmeshProgSmSockets         = "sm_sockets"
 	sockmeshProgSmSockops         = "sm_sockops"
@@ -550,6 +592,10 @@ type sockmeshProgramSpecs struct {
 	SmMsg         *ebpf.ProgramSpec `ebpf:"sm_msg"`
 	SmNatEgress   *ebpf.ProgramSpec `ebpf:"sm_nat_egress"`
 	SmNatIngress  *ebpf.ProgramSpec `ebpf:"sm_nat_ingress"`
+	SmRecvmsg4    *ebpf.ProgramSpec `ebpf:"sm_recvmsg4"`
+	SmRecvmsg6    *ebpf.ProgramSpec `ebpf:"sm_recvmsg6"`
+	SmSendmsg4    *ebpf.ProgramSpec `ebpf:"sm_sendmsg4"`
+	SmSendmsg6    *ebpf.ProgramSpec `ebpf:"sm_sendmsg6"`
 	SmSockFiles   *ebpf.ProgramSpec `ebpf:"sm_sock_files"`
 	SmSockets     *ebpf.ProgramSpec `ebpf:"sm_sockets"`
 	SmSockops     *ebpf.ProgramSpec `ebpf:"sm_sockops"`
@@ -589,6 +635,8 @@ type sockmeshMapSpecs struct {
 	SmSources    *ebpf.MapSpec `ebpf:"sm_sources"`
 	SmSpliced    *ebpf.MapSpec `ebpf:"sm_spliced"`
 	SmSplicing   *ebpf.MapSpec `ebpf:"sm_splicing"`
+	SmUdp        *ebpf.MapSpec `ebpf:"sm_udp"`
+	SmUdpMore    *ebpf.MapSpec `ebpf:"sm_udp_more"`
 	SpliceEvents *ebpf.MapSpec `ebpf:"splice_events"`
 }
 
@@ -652,6 +700,8 @@ type sockmeshMaps struct {
 	SmSources    *ebpf.Map `ebpf:"sm_sources"`
 	SmSpliced    *ebpf.Map `ebpf:"sm_spliced"`
 	SmSplicing   *ebpf.Map `ebpf:"sm_splicing"`
+	SmUdp        *ebpf.Map `ebpf:"sm_udp"`
+	SmUdpMore    *ebpf.Map `ebpf:"sm_udp_more"`
 	SpliceEvents *ebpf.Map `ebpf:"splice_events"`
 }
 
@@ -684,6 +734,8 @@ func (m *sockmeshMaps) Close() error {
 		m.SmSources,
 		m.SmSpliced,
 		m.SmSplicing,
+		m.SmUdp,
+		m.SmUdpMore,
 		m.SpliceEvents,
 	)
 }
@@ -713,6 +765,10 @@ type sockmeshPrograms struct {
 	SmMsg         *ebpf.Program `ebpf:"sm_msg"`
 	SmNatEgress   *ebpf.Program `ebpf:"sm_nat_egress"`
 	SmNatIngress  *ebpf.Program `ebpf:"sm_nat_ingress"`
+	SmRecvmsg4    *ebpf.Program `ebpf:"sm_recvmsg4"`
+	SmRecvmsg6    *ebpf.Program `ebpf:"sm_recvmsg6"`
+	SmSendmsg4    *ebpf.Program `ebpf:"sm_sendmsg4"`
+	SmSendmsg6    *ebpf.Program `ebpf:"sm_sendmsg6"`
 	SmSockFiles   *ebpf.Program `ebpf:"sm_sock_files"`
 	SmSockets     *ebpf.Program `ebpf:"sm_sockets"`
 	SmSockops     *ebpf.Program `ebpf:"sm_sockops"`
@@ -731,6 +787,10 @@ func (p *sockmeshPrograms) Close() error {
 		p.SmMsg,
 		p.SmNatEgress,
 		p.SmNatIngress,
+		p.SmRecvmsg4,
+		p.SmRecvmsg6,
+		p.SmSendmsg4,
+		p.SmSendmsg6,
 		p.SmSockFiles,
 		p.SmSockets,
 		p.SmSockops,

@@ -106,6 +106,7 @@ type Counters struct {
 	OutsideNoPort      uint64 `json:"outside_no_port"`   // connections for which no source port was free
 	OutsideNoSource    uint64 `json:"outside_no_source"` // connections for which the node has no address
 	OutsideErrors      uint64 `json:"outside_errors"`    // ICMP errors translated
+	UdpRepicked        uint64 `json:"udp_repicked"`      // flows of UDP sockets that moved because their backend was gone
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.
