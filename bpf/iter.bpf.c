@@ -15,7 +15,7 @@ struct sm_socket_row {
 	__u16 remote_port;
 	__u16 family;
 	__u8 tcp_state;
-	__u8 pad;
+	__u8 protocol;
 	__u32 unread; /* redirected bytes that the application has not read; 1 where the kernel keeps no count */
 	__u32 pid;    /* of a process that has the socket, and its descriptor; 0: not known */
 	__u32 fd;
@@ -34,6 +34,7 @@ static __always_inline void sm_describe(struct sm_socket_row *row, struct sock *
 	row->netns = sk->__sk_common.skc_net.net->net_cookie;
 	row->family = sk->__sk_common.skc_family;
 	row->tcp_state = sk->__sk_common.skc_state;
+	row->protocol = BPF_CORE_READ(sk, sk_protocol);
 	row->local_port = sk->__sk_common.skc_num;
 	row->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	if (st->state == SM_ENROLLED_STATE)

@@ -131,6 +131,15 @@ struct {
 	__type(value, struct sm_udp_flow);
 } sm_udp_more SEC(".maps");
 
+/* Sockets to be ended, by cookie, for as long as the agent is at it: see end.bpf.c. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} sm_doomed SEC(".maps");
+
 /* Enrolled sockets, each under its own view of the connection. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

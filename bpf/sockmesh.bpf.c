@@ -7,6 +7,7 @@
 #include "aside.bpf.c"
 #include "sockopt.bpf.c"
 #include "iter.bpf.c"
+#include "end.bpf.c"
 #include "splice.bpf.c"
 #include "nat.bpf.c"
 

@@ -51,6 +51,13 @@ func (r *Reconciler) apply() {
 	again := r.run(b.sets, false)
 	r.run(b.deletes, true)
 	r.run(again, true)
+	if r.tables.dismissed > 0 {
+		r.tables.dismissed = 0
+		select {
+		case r.endKick <- struct{}{}:
+		default:
+		}
+	}
 	r.setTableFlags(r.tableFlags())
 
 	r.mu.Lock()

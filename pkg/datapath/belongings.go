@@ -93,7 +93,10 @@ func (t *tables) addMembers(pool uint32, ids []uint32) error {
 }
 
 func (t *tables) trimMembers(pool uint32, keep []uint32) error {
-	return trimOf(t, t.o.members(), t.members, pool, keep, memberKeyOf(pool))
+	had := len(t.members[pool])
+	err := trimOf(t, t.o.members(), t.members, pool, keep, memberKeyOf(pool))
+	t.dismissed += had - len(t.members[pool])
+	return err
 }
 
 func itself[E any](e E) any { return e }

@@ -3,6 +3,7 @@ package datapath
 import (
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 )
@@ -70,6 +71,13 @@ type Config struct {
 	Sources []string
 	// SyncTimeout bounds that wait; default 30 s.
 	SyncTimeout time.Duration
+	// TCPGrace is how long TCP connections to an endpoint that has left its Service altogether may go on before they are
+	// reset; default 2 min, negative: for ever. Those to an endpoint that drains (terminating, or not ready) always go on.
+	TCPGrace time.Duration
+	// OpenNetns gives a descriptor of the network namespace with the cookie, to be closed by the caller: how sockets of
+	// pods are reached that have to end. Optional: else they are reached through the processes that have them, which
+	// takes CAP_SYS_PTRACE.
+	OpenNetns func(cookie uint64) (*os.File, error)
 	// DriftInterval is the time between full comparisons of the maps with what was written; default 30 s.
 	DriftInterval time.Duration
 
@@ -174,6 +182,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.SyncTimeout == 0 {
 		c.SyncTimeout = 30 * time.Second
+	}
+	if c.TCPGrace == 0 {
+		c.TCPGrace = 2 * time.Minute
 	}
 	if c.DriftInterval == 0 {
 		c.DriftInterval = 30 * time.Second

@@ -46,6 +46,8 @@ type Datapath struct {
 	outside   *outside               // nil: clients outside aren't served
 	nat       *collector
 
+	endedTCP, endedUDP atomic.Uint64
+
 	mu          sync.Mutex
 	links       map[string]link.Link // guarded by mu
 	flags       uint32               // guarded by mu; what sm_config holds

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"runtime"
 	"strconv"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,24 +21,57 @@ func destroy(cookie uint64, key tupleKey) (bool, error) {
 		return false, err
 	}
 	defer unix.Close(fd)
-	netns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	netns, err := netnsOfSocket(fd)
 	if err != nil {
-		return false, fmt.Errorf("open the network namespace of a socket: %w", err)
+		return false, err
 	}
-	defer unix.Close(netns)
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, in whatever namespace it is
-		if err := unix.Setns(netns, unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter the network namespace of a socket: %w", err)
-			return
-		}
-		done <- sockDestroy(cookie, key)
-	}()
-	if err := <-done; err != nil {
+	defer netns.Close()
+	if err := inNetns(netns, func() error { return sockDestroy(unix.IPPROTO_TCP, cookie, key) }); err != nil {
 		return false, err
 	}
 	return true, nil
+}
+
+// netnsOfSocket opens a socket's network namespace.
+func netnsOfSocket(fd int) (*os.File, error) {
+	netns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	if err != nil {
+		return nil, fmt.Errorf("open the network namespace of a socket: %w", err)
+	}
+	return os.NewFile(uintptr(netns), "netns"), nil
+}
+
+// netnsOfDescriptor opens the network namespace of another process's socket.
+func netnsOfDescriptor(pid, fd int) (*os.File, error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(process)
+	socket, err := unix.PidfdGetfd(process, fd, 0)
+	if err != nil {
+		return nil, fmt.Errorf("get a socket of process %d: %w (this takes CAP_SYS_PTRACE)", pid, err)
+	}
+	defer unix.Close(socket)
+	return netnsOfSocket(socket)
+}
+
+// runIter reads an iterator to its end, for what its program does on the way.
+func runIter(prog *ebpf.Program) error {
+	it, err := link.AttachIter(link.IterOptions{Program: prog})
+	if err != nil {
+		return fmt.Errorf("attach the iterator that ends sockets: %w", err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("open the iterator that ends sockets: %w", err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return fmt.Errorf("read the iterator that ends sockets: %w", err)
+	}
+	return nil
 }
 
 // findSocket returns a descriptor of our own for the socket with the cookie: the number found may be closed and mean
@@ -70,8 +105,8 @@ func hasCookie(fd int, cookie uint64) bool {
 
 // sockDestroy asks sock_diag of the thread's network namespace (CONFIG_INET_DIAG_DESTROY, CAP_NET_ADMIN). As AF_INET6
 // it finds IPv4 sockets too, by their mapped addresses.
-func sockDestroy(cookie uint64, key tupleKey) error {
-	const tcpDestroy, size = 21, unix.SizeofNlMsghdr + 56
+func sockDestroy(protocol uint8, cookie uint64, key tupleKey) error {
+	const sockDestroy, size = 21, unix.SizeofNlMsghdr + 56
 	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return fmt.Errorf("open sock_diag: %w", err)
@@ -80,11 +115,11 @@ func sockDestroy(cookie uint64, key tupleKey) error {
 	msg := make([]byte, 0, size)
 	native, net := binary.NativeEndian, binary.BigEndian
 	msg = native.AppendUint32(msg, size)
-	msg = native.AppendUint16(msg, tcpDestroy)
+	msg = native.AppendUint16(msg, sockDestroy)
 	msg = native.AppendUint16(msg, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	msg = append(msg, make([]byte, 8)...)                    // sequence, port
-	msg = append(msg, unix.AF_INET6, unix.IPPROTO_TCP, 0, 0) // struct inet_diag_req_v2
-	msg = native.AppendUint32(msg, ^uint32(0))               // states
+	msg = append(msg, make([]byte, 8)...)            // sequence, port
+	msg = append(msg, unix.AF_INET6, protocol, 0, 0) // struct inet_diag_req_v2
+	msg = native.AppendUint32(msg, ^uint32(0))       // states
 	msg = net.AppendUint16(net.AppendUint16(msg, key.LocalPort), key.RemotePort)
 	msg = append(append(msg, key.Local[:]...), key.Remote[:]...)
 	msg = native.AppendUint32(msg, 0) // interface

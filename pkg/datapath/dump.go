@@ -26,6 +26,7 @@ var shapes = map[string]struct {
 	sockmeshMapSmMembers:   {key: reflect.TypeFor[memberKey](), value: reflect.TypeFor[uint32](), valueName: "member"},
 	sockmeshMapSmSources:   {key: reflect.TypeFor[sourceKey](), value: reflect.TypeFor[uint32](), valueName: "allowed"},
 	sockmeshMapSmUdpMore:   {key: reflect.TypeFor[udpKey](), value: reflect.TypeFor[udpFlow]()},
+	sockmeshMapSmDoomed:    {key: reflect.TypeFor[uint64](), value: reflect.TypeFor[uint32](), keyName: "cookie", valueName: "doomed"},
 	sockmeshMapSmAffinity:  {key: reflect.TypeFor[affinityKey](), value: reflect.TypeFor[affinity]()},
 	sockmeshMapSmClaims:    {key: reflect.TypeFor[claimKey](), value: reflect.TypeFor[targetValue]()},
 	sockmeshMapSmSlots:     {key: reflect.TypeFor[slotKey](), value: reflect.TypeFor[slotValue]()},

@@ -227,7 +227,7 @@ func TestDumpReadsLikeATable(t *testing.T) {
 		t.Errorf("sm_claims: %v", e)
 	}
 	for _, m := range d.Maps() {
-		if m.Name == "sm_sock" {
+		if m.Type == "SkStorage" { // has no keys
 			continue
 		}
 		if _, err := d.Dump(m.Name); err != nil {

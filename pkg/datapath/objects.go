@@ -52,6 +52,8 @@ const (
 	progStepAside  = sockmeshProgSmStepAside // connections that skip the proxy
 	progSockets    = sockmeshProgSmSockets   // `sockmesh sockets`; where the kernel refuses it, the next one
 	progSockFiles  = sockmeshProgSmSockFiles
+	progEndTCP     = sockmeshProgSmEndTcp // ending sockets; where it's missing, sock_diag does it
+	progEndUDP     = sockmeshProgSmEndUdp
 	progGetsockopt = sockmeshProgSmGetsockopt // SO_ORIGINAL_DST for a foreign proxy
 
 	// Either of them notices applications that splice: acceleration
@@ -103,6 +105,7 @@ func (o *objects) local() *ebpf.Map     { return o.maps[sockmeshMapSmLocal] }
 func (o *objects) sock() *ebpf.Map      { return o.maps[sockmeshMapSmSock] }
 func (o *objects) pairs() *ebpf.Map     { return o.maps[sockmeshMapSmPairs] }
 func (o *objects) counters() *ebpf.Map  { return o.maps[sockmeshMapSmCounters] }
+func (o *objects) doomed() *ebpf.Map    { return o.maps[sockmeshMapSmDoomed] }
 func (o *objects) config() *ebpf.Map    { return o.maps[sockmeshMapSmConfig] }
 func (o *objects) spliced() *ebpf.Map   { return o.maps[sockmeshMapSmSpliced] }
 func (o *objects) splicing() *ebpf.Map  { return o.maps[sockmeshMapSmSplicing] }
@@ -155,7 +158,7 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		}
 	}
 	optional := map[string]bool{progMsg: cfg.Acceleration, progStepAside: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt,
-		progSockFiles: false}
+		progSockFiles: false, progEndTCP: cfg.Services, progEndUDP: cfg.Services}
 	var must []string
 	for name := range spec.Programs {
 		if _, ok := optional[name]; !ok && name != progSpliceEntry && name != progSplicePoint && name != progNATIngress && name != progNATEgress {
@@ -176,7 +179,7 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 			cfg.Logger.Warn("an optional program does not load", "program", name, "error", err)
 		}
 	}
-	if o.progs[progSockets] == nil {
+	if o.progs[progSockets] == nil || cfg.Services { // who has a socket that must be ended
 		err := o.loadPrograms(spec, progSockFiles)
 		if err == nil {
 			probes.note("load_"+progSockFiles, "sockets are found by the descriptors of the processes that the agent can see")
@@ -284,7 +287,7 @@ func keptSize(wanted *ebpf.MapSpec, m *ebpf.Map) string {
 var observed = map[string]bool{
 	sockmeshMapSmNat: true, sockmeshMapSmNatIn: true, sockmeshMapSmNatNew: true, sockmeshMapSmNatNewIn: true, sockmeshMapSmNatPorts: true,
 	sockmeshMapSmFrags: true, sockmeshMapSmNode: true,
-	sockmeshMapSmAffinity: true, sockmeshMapSmUdpMore: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
+	sockmeshMapSmAffinity: true, sockmeshMapSmUdpMore: true, sockmeshMapSmDoomed: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
 }
 
 func isOurs(name string) bool { return len(name) > 3 && name[:3] == "sm_" }

@@ -57,6 +57,8 @@ type Reconciler struct {
 	failures uint64                               // guarded by mu; changes of failed
 	applied  time.Time                            // guarded by mu
 	timedOut bool                                 // guarded by mu
+	ends     departures                           // guarded by mu
+	endKick  chan struct{}                        // a backend stopped being a member of its pool
 
 	applyMu sync.Mutex
 	tables  *tables         // guarded by applyMu
@@ -78,7 +80,7 @@ func newReconciler(d *Datapath) (*Reconciler, error) {
 		return nil, err
 	}
 	return &Reconciler{
-		d: d, log: d.log, kick: make(chan struct{}, 1), born: time.Now(),
+		d: d, log: d.log, kick: make(chan struct{}, 1), endKick: make(chan struct{}, 1), born: time.Now(), ends: departures{},
 		services: map[service.Name]*service.Service{}, owners: map[frontendKey]map[service.Name]int{},
 		claims: map[claimKey]mesh.Claim{}, synced: map[string]bool{}, failed: map[string]EntryError{},
 		dirty: dirt{frontends: map[frontendKey]struct{}{}}, tables: t, pruned: map[string]bool{}, tight: map[string]bool{},
@@ -88,6 +90,7 @@ func newReconciler(d *Datapath) (*Reconciler, error) {
 // SetService adds or replaces a Service. The value must not change afterwards.
 func (r *Reconciler) SetService(s *service.Service) {
 	r.mu.Lock()
+	r.ends.left(r.services[s.Name], s, time.Now())
 	r.forget(s.Name)
 	r.services[s.Name] = s
 	for i := range frontendCount(s) {
@@ -105,6 +108,7 @@ func (r *Reconciler) SetService(s *service.Service) {
 // DeleteService removes a Service.
 func (r *Reconciler) DeleteService(name service.Name) {
 	r.mu.Lock()
+	r.ends.left(r.services[name], nil, time.Now())
 	r.forget(name)
 	r.mu.Unlock()
 	r.wake()
@@ -191,6 +195,7 @@ func (r *Reconciler) wake() {
 
 // Run applies changes until ctx ends, and looks for drift every DriftInterval.
 func (r *Reconciler) Run(ctx context.Context) error {
+	go r.endLoop(ctx)
 	drift := time.NewTicker(r.d.cfg.DriftInterval)
 	defer drift.Stop()
 	timeout := time.NewTimer(time.Until(r.born.Add(r.d.cfg.SyncTimeout)))
@@ -295,7 +300,8 @@ func (r *Reconciler) entries() map[string]int {
 func (r *Reconciler) Status() ReconcilerStatus {
 	r.applyMu.Lock()
 	t := r.tables
-	s := ReconcilerStatus{Superseded: r.superseded, DriftRepaired: t.drift, Writes: t.writes, Deletes: t.deletes}
+	s := ReconcilerStatus{Superseded: r.superseded, DriftRepaired: t.drift, Writes: t.writes, Deletes: t.deletes,
+		EndedTCP: r.d.endedTCP.Load(), EndedUDP: r.d.endedUDP.Load()}
 	r.applyMu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"syscall"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -137,14 +138,18 @@ func (d *Datapath) Sockets() ([]Socket, error) {
 }
 
 func (d *Datapath) socketRows() ([]socketRow, error) {
-	options := link.IterOptions{Program: d.objs.progs[progSockets], Map: d.objs.sock()}
-	if options.Program == nil {
-		options = link.IterOptions{Program: d.objs.progs[progSockFiles]}
+	if prog := d.objs.progs[progSockets]; prog != nil {
+		return d.readRows(prog, d.objs.sock())
 	}
-	if options.Program == nil {
-		return nil, fmt.Errorf("no iterator program loads on this kernel: %w", errors.ErrUnsupported)
+	if prog := d.objs.progs[progSockFiles]; prog != nil {
+		return d.readRows(prog, nil)
 	}
-	it, err := link.AttachIter(options)
+	return nil, fmt.Errorf("no iterator program loads on this kernel: %w", errors.ErrUnsupported)
+}
+
+// readRows reads an iterator over m; nil: it is over something else.
+func (d *Datapath) readRows(prog *ebpf.Program, m *ebpf.Map) ([]socketRow, error) {
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
 	if err != nil {
 		return nil, err
 	}

@@ -383,7 +383,7 @@ type sockmeshSmSocketRow struct {
 	RemotePort uint16
 	Family     uint16
 	TcpState   uint8
-	Pad        uint8
+	Protocol   uint8
 	Unread     uint32
 	Pid        uint32
 	Fd         uint32
@@ -492,6 +492,7 @@ const (
 	sockmeshMapSmClaims           = "sm_claims"
 	sockmeshMapSmConfig           = "sm_config"
 	sockmeshMapSmCounters         = "sm_counters"
+	sockmeshMapSmDoomed           = "sm_doomed"
 	sockmeshMapSmFrags            = "sm_frags"
 	sockmeshMapSmFrontends        = "sm_frontends"
 	sockmeshMapSmLocal            = "sm_local"
@@ -517,6 +518,8 @@ const (
 	sockmeshMapSpliceEvents       = "splice_events"
 	sockmeshProgSmConnect4        = "sm_connect4"
 	sockmeshProgSmConnect6        = "sm_connect6"
+	sockmeshProgSmEndTcp          = "sm_end_tcp"
+	sockmeshProgSmEndUdp          = "sm_end_udp"
 	sockmeshProgSmGetpeer4        = "sm_getpeer4"
 	sockmeshProgSmGetpeer6        = "sm_getpeer6"
 	sockmeshProgSmGetsockopt      = "sm_getsockopt"
@@ -586,6 +589,8 @@ type sockmeshSpecs struct {
 type sockmeshProgramSpecs struct {
 	SmConnect4    *ebpf.ProgramSpec `ebpf:"sm_connect4"`
 	SmConnect6    *ebpf.ProgramSpec `ebpf:"sm_connect6"`
+	SmEndTcp      *ebpf.ProgramSpec `ebpf:"sm_end_tcp"`
+	SmEndUdp      *ebpf.ProgramSpec `ebpf:"sm_end_udp"`
 	SmGetpeer4    *ebpf.ProgramSpec `ebpf:"sm_getpeer4"`
 	SmGetpeer6    *ebpf.ProgramSpec `ebpf:"sm_getpeer6"`
 	SmGetsockopt  *ebpf.ProgramSpec `ebpf:"sm_getsockopt"`
@@ -615,6 +620,7 @@ type sockmeshMapSpecs struct {
 	SmClaims     *ebpf.MapSpec `ebpf:"sm_claims"`
 	SmConfig     *ebpf.MapSpec `ebpf:"sm_config"`
 	SmCounters   *ebpf.MapSpec `ebpf:"sm_counters"`
+	SmDoomed     *ebpf.MapSpec `ebpf:"sm_doomed"`
 	SmFrags      *ebpf.MapSpec `ebpf:"sm_frags"`
 	SmFrontends  *ebpf.MapSpec `ebpf:"sm_frontends"`
 	SmLocal      *ebpf.MapSpec `ebpf:"sm_local"`
@@ -680,6 +686,7 @@ type sockmeshMaps struct {
 	SmClaims     *ebpf.Map `ebpf:"sm_claims"`
 	SmConfig     *ebpf.Map `ebpf:"sm_config"`
 	SmCounters   *ebpf.Map `ebpf:"sm_counters"`
+	SmDoomed     *ebpf.Map `ebpf:"sm_doomed"`
 	SmFrags      *ebpf.Map `ebpf:"sm_frags"`
 	SmFrontends  *ebpf.Map `ebpf:"sm_frontends"`
 	SmLocal      *ebpf.Map `ebpf:"sm_local"`
@@ -714,6 +721,7 @@ func (m *sockmeshMaps) Close() error {
 		m.SmClaims,
 		m.SmConfig,
 		m.SmCounters,
+		m.SmDoomed,
 		m.SmFrags,
 		m.SmFrontends,
 		m.SmLocal,
@@ -759,6 +767,8 @@ type sockmeshVariables struct {
 type sockmeshPrograms struct {
 	SmConnect4    *ebpf.Program `ebpf:"sm_connect4"`
 	SmConnect6    *ebpf.Program `ebpf:"sm_connect6"`
+	SmEndTcp      *ebpf.Program `ebpf:"sm_end_tcp"`
+	SmEndUdp      *ebpf.Program `ebpf:"sm_end_udp"`
 	SmGetpeer4    *ebpf.Program `ebpf:"sm_getpeer4"`
 	SmGetpeer6    *ebpf.Program `ebpf:"sm_getpeer6"`
 	SmGetsockopt  *ebpf.Program `ebpf:"sm_getsockopt"`
@@ -781,6 +791,8 @@ func (p *sockmeshPrograms) Close() error {
 	return _SockmeshClose(
 		p.SmConnect4,
 		p.SmConnect6,
+		p.SmEndTcp,
+		p.SmEndUdp,
 		p.SmGetpeer4,
 		p.SmGetpeer6,
 		p.SmGetsockopt,

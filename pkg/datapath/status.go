@@ -122,9 +122,12 @@ type ReconcilerStatus struct {
 	Pending       int          `json:"pending"`
 	Errors        []EntryError `json:"errors,omitempty"` // entries that could not be written
 	DriftRepaired uint64       `json:"drift_repaired"`
-	Writes        uint64       `json:"writes"`
-	Deletes       uint64       `json:"deletes"`
-	LastApplied   time.Time    `json:"last_applied"`
+	// EndedTCP and EndedUDP count sockets that were ended because their backend was gone.
+	EndedTCP    uint64    `json:"ended_tcp"`
+	EndedUDP    uint64    `json:"ended_udp"`
+	Writes      uint64    `json:"writes"`
+	Deletes     uint64    `json:"deletes"`
+	LastApplied time.Time `json:"last_applied"`
 }
 
 // EntryError is a wanted entry that is not in force, and why.

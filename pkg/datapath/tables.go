@@ -43,6 +43,7 @@ type tables struct {
 	nextPool, nextBackend uint32 // ids are not reused until 2^32 are through: nobody can mix up old and new
 
 	writes, deletes, drift uint64
+	dismissed              int // members that were removed since somebody last looked
 }
 
 // pool is the set of slots in force.
