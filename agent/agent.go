@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -188,7 +189,19 @@ func (a *Agent) prepareHost() error {
 }
 
 func (a *Agent) datapathConfig() datapath.Config {
-	return DatapathConfig(a.cfg, a.log)
+	c := DatapathConfig(a.cfg, a.log)
+	c.OpenNetns = a.openNetns
+	return c
+}
+
+// openNetns opens the network namespace of the pod with the cookie.
+func (a *Agent) openNetns(cookie uint64) (*os.File, error) {
+	for _, p := range a.pods.Status() {
+		if p.Cookie == cookie && p.NetnsName != "" {
+			return os.Open(filepath.Join(a.cfg.NetnsDir, p.NetnsName))
+		}
+	}
+	return nil, fmt.Errorf("no pod of this node has it below %s", a.cfg.NetnsDir)
 }
 
 // DatapathConfig is what the settings mean for the kernel's part.
@@ -198,7 +211,7 @@ func DatapathConfig(cfg config.Config, log *slog.Logger) datapath.Config {
 		Acceleration: cfg.Acceleration == config.AccelerationAuto, Services: cfg.Services,
 		OriginalDstSockopt: cfg.OriginalDstSockopt, AcceleratePods: cfg.AcceleratePods, FailClosed: cfg.FailMode == config.FailClosed,
 		Outside: cfg.Outside && cfg.Services, Devices: cfg.DeviceList(),
-		Sizes: cfg.Maps, SyncTimeout: cfg.SyncTimeout, DriftInterval: cfg.DriftInterval,
+		Sizes: cfg.Maps, SyncTimeout: cfg.SyncTimeout, DriftInterval: cfg.DriftInterval, TCPGrace: cfg.TCPGrace,
 		Logger: log.With("component", "datapath"),
 	}
 }

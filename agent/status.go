@@ -33,7 +33,7 @@ func (a *Agent) Status() api.Status {
 		},
 		Datapath: api.Datapath{
 			Programs: []api.Program{}, Maps: mapRows(d.Datapath.Maps), Waiting: d.Reconciler.Waiting, TimedOut: d.Reconciler.TimedOut,
-			DriftRepaired: d.Reconciler.DriftRepaired, Warnings: d.Datapath.Warnings, Errors: reconcilerErrors(d.Reconciler),
+			DriftRepaired: d.Reconciler.DriftRepaired, EndedTCP: d.Reconciler.EndedTCP, EndedUDP: d.Reconciler.EndedUDP, Warnings: d.Datapath.Warnings, Errors: reconcilerErrors(d.Reconciler),
 		},
 		Kubernetes:  a.kubernetesStatus(),
 		XDS:         a.xdsStatus(),

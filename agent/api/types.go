@@ -68,6 +68,9 @@ type Datapath struct {
 	TimedOut bool     `json:"timed_out,omitempty"`
 	// DriftRepaired counts entries that somebody else had changed and that were put right.
 	DriftRepaired uint64 `json:"drift_repaired"`
+	// EndedTCP and EndedUDP count sockets that were ended because their backend was gone.
+	EndedTCP uint64 `json:"ended_tcp"`
+	EndedUDP uint64 `json:"ended_udp"`
 	// Warnings are maps that are almost full, and sizes that could not be put in force.
 	Warnings []string `json:"warnings,omitempty"`
 	// Errors are what the reconciler could not write, with the reason.

@@ -92,6 +92,8 @@ type Config struct {
 	// SyncTimeout is how long the first lists may take before those that came may delete; DriftInterval the time between
 	// comparisons of the maps with what was written.
 	SyncTimeout, DriftInterval time.Duration
+	// TCPGrace is how long TCP connections to an endpoint that has left its Service may go on; negative: for ever.
+	TCPGrace time.Duration
 	// Maps are the maps' capacities.
 	Maps datapath.Sizes
 
@@ -119,7 +121,7 @@ func Default() Config {
 	return Config{
 		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true, Outside: true, Devices: DevicesAuto,
 		Concurrency: runtime.GOMAXPROCS(0), IO: loop.IOAuto, NodePortAddresses: "primary", ExternalIPs: "all", KubeProxyHealthz: Off,
-		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, Maps: datapath.DefaultSizes(),
+		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, TCPGrace: 2 * time.Minute, Maps: datapath.DefaultSizes(),
 		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
 		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",
 		DrainTime: 30 * time.Second, DropPrivileges: true, LogLevel: slog.LevelInfo, LogFormat: LogText,
@@ -173,6 +175,9 @@ func (c *Config) Validate(inCluster bool) error {
 		if d.value < time.Second {
 			bad("%s: %s: expected at least 1s", d.flag, d.value)
 		}
+	}
+	if c.TCPGrace == 0 {
+		bad("--tcp-grace: 0: expected a time like 2m, or a negative one to never end such connections")
 	}
 	for _, m := range c.Maps.ByMap() {
 		if n := *m.Entries; n < 1 || n > MaxMapSize {

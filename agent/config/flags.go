@@ -84,6 +84,8 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 			"kube-proxy's (its port is 10256), or off; nothing else may serve it")
 		g.Var(duration{&c.SyncTimeout}, "sync-timeout", "how long to wait for every source's first list before those that came may delete what an earlier agent left")
 		g.Var(duration{&c.DriftInterval}, "drift-interval", "time between comparisons of the maps with what was written to them")
+		g.Var(duration{&c.TCPGrace}, "tcp-grace", "how long TCP connections to an endpoint that has left its Service altogether may go on before "+
+			"they are reset; negative: for ever. Those to an endpoint that drains always go on")
 		for _, m := range c.Maps.ByMap() {
 			g.Var(size{m.Entries}, "map-"+m.Flag(), "entries that "+m.Map+" has room for: "+m.Holds)
 		}

@@ -105,7 +105,7 @@ type MapSize struct {
 }
 
 // Flag is the map's part in the name of the flag that sets its size.
-func (m MapSize) Flag() string { return strings.TrimPrefix(m.Map, "sm_") }
+func (m MapSize) Flag() string { return strings.ReplaceAll(strings.TrimPrefix(m.Map, "sm_"), "_", "-") }
 
 // ByMap lists the sizes, for flags and for making the maps. Each is named after its map, so that whoever reads that a map
 // is full knows the setting.
