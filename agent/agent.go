@@ -109,14 +109,14 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	}
 	a.logs, a.metrics = telemetry.NewLogs(), telemetry.NewMetrics()
 	a.engine, err = proxy.New(proxy.Config{
-		Concurrency: cfg.Concurrency, IO: cfg.IO, Mark: datapath.ProxyMark, OriginalDst: a.originalDst, StepAside: a.stepAside, Metrics: a.metrics,
+		Concurrency: cfg.Concurrency, IO: cfg.IO, Own: a.datapath.Own, OriginalDst: a.originalDst, StepAside: a.stepAside, Metrics: a.metrics,
 		Logs:   a.logs,
 		Logger: log.With("component", "proxy"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the proxy can't be set up: %w", err)
 	}
-	if a.canary, err = canary.New(datapath.OutboundPort); err != nil {
+	if a.canary, err = canary.New(datapath.OutboundPort, a.datapath.OwnListener); err != nil {
 		return nil, err
 	}
 	a.canaryLoop = newCanaryLoop(a.canary.Check, log)
@@ -133,7 +133,7 @@ func (a *Agent) readSources() (err error) {
 	o := newObjects()
 	o.log, o.translate, o.synced = a.log, a.cfg.Services, a.podsKnown
 	a.objects = o
-	if a.pods, err = pod.New(pod.Config{NetnsDir: a.cfg.NetnsDir, OutboundPort: datapath.OutboundPort, Handler: o, Logger: a.log}); err != nil {
+	if a.pods, err = pod.New(a.podConfig()); err != nil {
 		return err
 	}
 	o.finder = a.pods
@@ -151,6 +151,15 @@ func (a *Agent) readSources() (err error) {
 		a.webSocket, err = bindWeb(a.cfg.Metrics)
 	}
 	return err
+}
+
+// podConfig names the datapath, which is there before the pods are looked for.
+func (a *Agent) podConfig() pod.Config {
+	return pod.Config{
+		NetnsDir: a.cfg.NetnsDir, OutboundPort: datapath.OutboundPort, Handler: a.objects, Logger: a.log,
+		Own:  func(fd int) error { return a.datapath.OwnListener(fd) },
+		Owns: func(cookie uint64) (bool, error) { return a.datapath.OwnsListener(cookie) },
+	}
 }
 
 // prepareHost checks and prepares what the rest needs, cheapest and clearest first.

@@ -68,6 +68,7 @@ var (
 	descAsideBack   = desc("step_aside_returned_total", "Directions that came back to the proxy because their receiver was slow.")
 	descAsideOpen   = desc("step_aside_connections", "Open connections whose bytes may skip the proxy.")
 	descSkipped     = desc("acceleration_skipped_sockets_total", "Sockets that were not redirected.", "reason")
+	descBindRefused = desc("bind_refused_total", "Attempts of pods' processes to bind the proxy's port beside its listener.")
 	descPods        = desc("pods", "Pods of this node.", "state")
 	descKube        = desc("kubernetes_objects", "Kubernetes objects that are known.", "kind")
 	descKubeSynced  = desc("kubernetes_synced", "1 once every kind has been listed in full.")
@@ -128,6 +129,7 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 		count(descSkipped, k.SkippedBlocking, "blocking")
 		count(descSkipped, k.SkippedMptcp, "mptcp")
 		count(descSkipped, k.SkippedSplicing, "splicing")
+		count(descBindRefused, k.BindRefused)
 	} else {
 		ch <- prometheus.NewInvalidMetric(descConnections, err)
 	}

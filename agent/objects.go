@@ -179,8 +179,8 @@ func (o *objects) Synced() {
 func (o *objects) PodReady(p pod.Pod) {
 	if p.Netns != nil || len(p.Listeners) > 0 {
 		if err := o.proxy.AddPod(p); err != nil {
+			// It has closed the listeners: connections meet the fail mode.
 			o.log.Error("the proxy can't serve a pod", "pod", p.Namespace+"/"+p.Name, "error", err)
-			p.Enrolled = false // its connections must not be sent to listeners that nobody serves
 		}
 	}
 	p.Netns, p.Listeners = nil, nil // the engine's now

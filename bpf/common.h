@@ -15,6 +15,7 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define EADDRINUSE 98
 #define ECONNREFUSED 111
 #define O_NONBLOCK 04000
 #define SOL_IP 0
@@ -62,6 +63,7 @@ enum sm_role {
 	SM_ROLE_OFFLOAD,    /* sent to an endpoint of an offloaded listener */
 	SM_ROLE_POD_CLIENT, /* pod to pod without proxy, connecting side */
 	SM_ROLE_POD_SERVER, /* pod to pod without proxy, accepting side */
+	SM_ROLE_OURS,       /* made by the agent, which said so before it used it: a listener, or an upstream socket to be */
 };
 
 /* struct sm_sock.state */
@@ -122,7 +124,7 @@ enum sm_aside_why {
 
 struct sm_config {
 	__u32 flags;
-	__u32 proxy_mark;
+	__u32 pad0;
 	__u16 proxy_port;
 	__u16 pad;
 	__u32 layout;
@@ -371,6 +373,7 @@ struct sm_counters {
 	__u64 outside_no_source; /* connections for which the node has no address */
 	__u64 outside_errors;    /* ICMP errors translated */
 	__u64 udp_repicked;     /* flows of UDP sockets that went to another backend because theirs was gone */
+	__u64 bind_refused;     /* attempts to take the proxy's port beside its listener */
 };
 
 /* An application that splices: whoever accepts on a port of a network namespace, or what connects from a container. */

@@ -5,6 +5,7 @@
  * of an offloaded listener, to a backend of a Service, or wherever the caller said. Everything after that is
  * ordinary TCP, with no cost per packet. getpeername tells the caller the address that it asked for.
  */
+#include "listener.h"
 #include "udp.h"
 
 /* The most specific claim: the address itself, then its port on any address, then whatever is left. */
@@ -33,35 +34,6 @@ static __always_inline struct sm_target *sm_find_claim(const struct sm_dest *d, 
 		return NULL;
 	key.port = 0;
 	return bpf_map_lookup_elem(&sm_claims, &key);
-}
-
-/* Does the proxy, or whoever holds its port, listen in the caller's network namespace? */
-static __always_inline bool sm_proxy_listens(struct bpf_sock_addr *ctx, bool v4, __u16 port)
-{
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *sk;
-	__u32 size;
-	bool listens;
-
-	if (v4) {
-		tuple.ipv4.saddr = bpf_htonl(0x7f000001);
-		tuple.ipv4.daddr = bpf_htonl(0x7f000001);
-		tuple.ipv4.sport = bpf_htons(1);
-		tuple.ipv4.dport = bpf_htons(port);
-		size = sizeof(tuple.ipv4);
-	} else {
-		tuple.ipv6.saddr[3] = bpf_htonl(1);
-		tuple.ipv6.daddr[3] = bpf_htonl(1);
-		tuple.ipv6.sport = bpf_htons(1);
-		tuple.ipv6.dport = bpf_htons(port);
-		size = sizeof(tuple.ipv6);
-	}
-	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	listens = sk->state == BPF_TCP_LISTEN;
-	bpf_sk_release(sk);
-	return listens;
 }
 
 /* Whether the connecting socket may be enrolled: SM_WANTED, or SM_PLAIN with the reason. netns is 0 for the proxy. */
@@ -179,7 +151,7 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 		goto service; /* node ports are all that can be there */
 	}
 
-	proxy = sk->mark == cfg->proxy_mark;
+	proxy = sm_is_ours(sk);
 	/* A socket tied to a device can't reach the proxy on loopback. */
 	if (!proxy && !sk->bound_dev_if && flags & (SM_CLAIMS_EXACT | SM_CLAIMS_PORT | SM_CLAIMS_CATCHALL | SM_ACCELERATE_PODS)) {
 		cookie = bpf_get_netns_cookie(ctx);

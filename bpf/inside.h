@@ -11,11 +11,16 @@
 /* Set by the loader after a real attempt: bpf_set_retval came with 5.18. Without it a refusal reads EPERM. */
 const volatile bool sm_has_set_retval = false;
 
-static __always_inline int sm_refuse(void)
+static __always_inline int sm_deny(int errno)
 {
 	if (sm_has_set_retval)
-		bpf_set_retval(-ECONNREFUSED);
+		bpf_set_retval(-errno);
 	return SM_DENY;
+}
+
+static __always_inline int sm_refuse(void)
+{
+	return sm_deny(ECONNREFUSED);
 }
 
 /* Node ports on loopback are for sockets of the host's own network namespace: anybody else's loopback is their own. */

@@ -107,6 +107,15 @@ struct {
 	__type(value, struct sm_origin);
 } sm_origin SEC(".maps");
 
+/* Listeners in pods, by socket cookie, that some agent made: how the next agent knows its predecessor's from a stranger's
+ * on the same port. LRU: those of dead agents are never looked for again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, __u32);
+} sm_listeners SEC(".maps");
+
 /* What we know of a socket; dies with it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

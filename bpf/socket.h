@@ -16,6 +16,15 @@ static __always_inline bool sm_is_blocking(struct bpf_sock *sk)
 	return !(tp->inet_conn.icsk_inet.sk.sk_socket->file->f_flags & O_NONBLOCK);
 }
 
+/* Did the agent make this socket? It says so in the socket's storage, through a map that nobody else can open. A mark or
+ * an address would not do: every container with CAP_NET_RAW, which most have, may set SO_MARK (kernel 5.17). */
+static __always_inline bool sm_is_ours(struct bpf_sock *sk)
+{
+	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
+
+	return st && st->role == SM_ROLE_OURS;
+}
+
 static __always_inline bool sm_is_mptcp(struct bpf_sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);

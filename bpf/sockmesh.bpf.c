@@ -2,6 +2,7 @@
 /* All hook families as one object, so that they share their maps without further ado. */
 #include "connect.bpf.c"
 #include "udp.bpf.c"
+#include "bind.bpf.c"
 #include "sockops.bpf.c"
 #include "skmsg.bpf.c"
 #include "aside.bpf.c"

@@ -28,14 +28,36 @@ static __always_inline void sm_enrol(struct bpf_sock_ops *ctx, struct sm_sock *s
 	SM_COUNT(enrolled);
 }
 
+/* A connection that leaves no note must not find one either: an earlier one of the same tuple may have left its own
+ * and never been accepted (a full backlog). Whoever dials the proxy's port directly, from the source port of such a
+ * connection, would be taken for it. The connecting side is always here before the accepting one. */
+static __always_inline void sm_forget_note(struct bpf_sock_ops *ctx, struct sm_sock *st)
+{
+	struct sm_config *cfg = sm_configuration();
+	struct sm_tuple self;
+	bool direct;
+
+	if (!cfg)
+		return;
+	/* ends of which connect() might have said otherwise this time */
+	direct = st && (st->role == SM_ROLE_UPSTREAM || (st->role != SM_ROLE_NONE && cfg->flags & SM_ACCELERATE_PODS));
+	if (!direct && bpf_ntohl(SM_FIELD(ctx, remote_port)) != cfg->proxy_port)
+		return;
+	SM_TUPLE(ctx, &self);
+	if (direct || self.netns)
+		bpf_map_delete_elem(&sm_origin, &self);
+}
+
 static __always_inline void sm_active(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct sm_sock *st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
 	struct sm_origin note = {};
 	struct sm_tuple self;
 
-	if (!st || (st->role != SM_ROLE_CLIENT && st->state != SM_WANTED))
+	if (!st || (st->role != SM_ROLE_CLIENT && st->state != SM_WANTED)) {
+		sm_forget_note(ctx, st);
 		return;
+	}
 	SM_TUPLE(ctx, &self);
 	if (st->state == SM_WANTED) {
 		sm_enrol(ctx, st, &self);
@@ -45,8 +67,10 @@ static __always_inline void sm_active(struct bpf_sock_ops *ctx, struct bpf_sock 
 			bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
 		}
 	}
-	if (st->role != SM_ROLE_CLIENT && !note.accelerate)
+	if (st->role != SM_ROLE_CLIENT && !note.accelerate) {
+		bpf_map_delete_elem(&sm_origin, &self);
 		return;
+	}
 	__builtin_memcpy(note.addr, st->origin, sizeof(note.addr));
 	note.port = st->origin_port;
 	note.role = st->role;

@@ -60,8 +60,9 @@ type Canary struct {
 	answer  string
 }
 
-// New makes the namespace, its listeners on port, and the internal listener.
-func New(port uint16) (*Canary, error) {
+// New makes the namespace, its listeners on port, and the internal listener. own tells the datapath that a listener is the
+// agent's.
+func New(port uint16, own func(fd int) error) (*Canary, error) {
 	token := make([]byte, 16)
 	if _, err := rand.Read(token); err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func New(port uint16) (*Canary, error) {
 	if c.Netns, err = newNetns(); err != nil {
 		return nil, fmt.Errorf("making the canary's network namespace: %w", err)
 	}
-	if err := pod.OpenInNetns(c.Netns, func() error { return c.listen(port) }); err != nil {
+	if err := pod.OpenInNetns(c.Netns, func() error { return c.listen(port, own) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the canary's listeners: %w", err), c.Close())
 	}
 	if c.Listener, err = c.compile(); err != nil {
@@ -120,11 +121,16 @@ func loopbackUp() error {
 }
 
 // listen opens the in-pod listeners in the calling thread's namespace. IPv6 is left out where the node has none.
-func (c *Canary) listen(port uint16) error {
+func (c *Canary) listen(port uint16, own func(fd int) error) error {
 	var cookie uint64
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		if e := raw.Control(func(fd uintptr) { cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE) }); e != nil {
+		if e := raw.Control(func(fd uintptr) {
+			cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+			if err == nil {
+				err = own(int(fd))
+			}
+		}); e != nil {
 			return e
 		}
 		return err

@@ -15,7 +15,7 @@ import (
 
 func newCanary(t *testing.T) *Canary {
 	t.Helper()
-	c, err := New(15001)
+	c, err := New(15001, func(int) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

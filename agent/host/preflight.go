@@ -19,7 +19,7 @@ type capability struct {
 var capabilities = []capability{
 	{unix.CAP_BPF, "CAP_BPF", "load programs and maps"},
 	{unix.CAP_PERFMON, "CAP_PERFMON", "programs that read kernel memory by BTF"},
-	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "attach programs to cgroups, mark sockets"},
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "attach programs to cgroups and devices"},
 	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter pods' network namespaces, mount bpffs"},
 }
 

@@ -35,6 +35,8 @@ var cgroupHooks = []struct {
 	{sockmeshProgSmSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
 	{sockmeshProgSmConnect4, ebpf.AttachCGroupInet4Connect},
 	{sockmeshProgSmConnect6, ebpf.AttachCGroupInet6Connect},
+	{sockmeshProgSmBind4, ebpf.AttachCGroupInet4Bind},
+	{sockmeshProgSmBind6, ebpf.AttachCGroupInet6Bind},
 	{sockmeshProgSmGetsockopt, ebpf.AttachCGroupGetsockopt},
 }
 

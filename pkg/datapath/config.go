@@ -8,10 +8,6 @@ import (
 	"time"
 )
 
-// ProxyMark is the SO_MARK of the proxy's own upstream sockets: connect exempts them from listener claims, never
-// from Service translation. "SM" in the upper half keeps it apart from the marks of other node software.
-const ProxyMark uint32 = 0x534d0001
-
 // OutboundPort is where the proxy listens on the loopback of each enrolled pod.
 const OutboundPort uint16 = 15001
 
@@ -59,8 +55,7 @@ type Config struct {
 	// while TCP uses little of the machine's memory: bpf/skmsg.bpf.c says why.
 	BacklogLimit uint32
 
-	// ProxyMark defaults to the constant of that name, OutboundPort likewise.
-	ProxyMark    uint32
+	// OutboundPort defaults to the constant of that name.
 	OutboundPort uint16
 
 	// Sizes of the maps; zero fields take defaults.
@@ -148,9 +143,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.BPFFS == "" {
 		c.BPFFS = "/sys/fs/bpf/sockmesh"
-	}
-	if c.ProxyMark == 0 {
-		c.ProxyMark = ProxyMark
 	}
 	if c.BacklogLimit == 0 {
 		c.BacklogLimit = 4 << 20

@@ -199,7 +199,7 @@ func (d *Datapath) setFlags(bits, mask uint32) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	flags := d.flags&^mask | bits&mask
-	value := configValue{Flags: flags, ProxyMark: d.cfg.ProxyMark, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion,
+	value := configValue{Flags: flags, ProxyPort: d.cfg.OutboundPort, Layout: layoutVersion,
 		BacklogLimit: d.cfg.BacklogLimit, Owner: d.owner, HostNetns: d.cfg.HostNetns,
 		NatPortMin: d.cfg.NATPorts[0], NatPortMax: d.cfg.NATPorts[1]}
 	if err := d.objs.config().Put(uint32(0), value); err != nil {

@@ -36,6 +36,7 @@ var shapes = map[string]struct {
 	sockmeshMapSmOrigin:    {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[originValue]()},
 	sockmeshMapSmPairs:     {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[uint64](), valueName: "cookie"},
 	sockmeshMapSmNosplice:  {key: reflect.TypeFor[appKey](), value: reflect.TypeFor[uint64](), valueName: "seen_ktime"},
+	sockmeshMapSmListeners: {key: reflect.TypeFor[uint64](), value: reflect.TypeFor[uint32](), keyName: "cookie", valueName: "agent"},
 	sockmeshMapSmSpliced:   {key: reflect.TypeFor[tupleKey](), value: reflect.TypeFor[splicedValue]()},
 	sockmeshMapSmSplicing:  {key: reflect.TypeFor[uint32](), value: reflect.TypeFor[uint32](), keyName: "index", valueName: "any"},
 	sockmeshMapSmNat:       {key: reflect.TypeFor[natKey](), value: reflect.TypeFor[natValue]()},

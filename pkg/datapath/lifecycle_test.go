@@ -99,8 +99,8 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	for _, p := range d.Status().Datapath.Programs {
 		own = append(own, ebpf.ProgramID(p.ID))
 	}
-	if len(own) != 10 {
-		t.Errorf("%d programs, want all 10", len(own))
+	if len(own) != 16 {
+		t.Errorf("%d programs, want all 16", len(own))
 	}
 	// A running agent holds links and maps open; cleanup must work all the same.
 	must(t, Cleanup(w.cfg))

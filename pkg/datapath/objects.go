@@ -108,6 +108,7 @@ func (o *objects) counters() *ebpf.Map  { return o.maps[sockmeshMapSmCounters] }
 func (o *objects) doomed() *ebpf.Map    { return o.maps[sockmeshMapSmDoomed] }
 func (o *objects) config() *ebpf.Map    { return o.maps[sockmeshMapSmConfig] }
 func (o *objects) spliced() *ebpf.Map   { return o.maps[sockmeshMapSmSpliced] }
+func (o *objects) listeners() *ebpf.Map { return o.maps[sockmeshMapSmListeners] }
 func (o *objects) splicing() *ebpf.Map  { return o.maps[sockmeshMapSmSplicing] }
 func (o *objects) nat() *ebpf.Map       { return o.maps[sockmeshMapSmNat] }
 func (o *objects) natIn() *ebpf.Map     { return o.maps[sockmeshMapSmNatIn] }
@@ -287,7 +288,7 @@ func keptSize(wanted *ebpf.MapSpec, m *ebpf.Map) string {
 var observed = map[string]bool{
 	sockmeshMapSmNat: true, sockmeshMapSmNatIn: true, sockmeshMapSmNatNew: true, sockmeshMapSmNatNewIn: true, sockmeshMapSmNatPorts: true,
 	sockmeshMapSmFrags: true, sockmeshMapSmNode: true,
-	sockmeshMapSmAffinity: true, sockmeshMapSmUdpMore: true, sockmeshMapSmDoomed: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
+	sockmeshMapSmAffinity: true, sockmeshMapSmListeners: true, sockmeshMapSmUdpMore: true, sockmeshMapSmDoomed: true, sockmeshMapSmNosplice: true, sockmeshMapSmSpliced: true, sockmeshMapSmSplicing: true, sockmeshMapSmCounters: true,
 }
 
 func isOurs(name string) bool { return len(name) > 3 && name[:3] == "sm_" }

@@ -12,7 +12,7 @@ import (
 )
 
 // proxy is the least that a proxy has to do with the datapath: listen in the pod, ask for the origin, connect there
-// with the mark from the pod's namespace, and pass bytes both ways with half-close.
+// from the pod's namespace by a socket that the datapath knows, and pass bytes both ways with half-close.
 type proxy struct {
 	t    testing.TB
 	d    *Datapath
@@ -35,8 +35,8 @@ type origin struct {
 
 func startProxy(t testing.TB, d *Datapath, pod *ns) *proxy {
 	p := &proxy{t: t, d: d, pod: pod}
-	stop4 := pod.listen("127.0.0.1:15001", p.handle)
-	stop6 := pod.listen("[::1]:15001", p.handle)
+	stop4 := pod.listen("127.0.0.1:15001", p.handle, d.OwnListener)
+	stop6 := pod.listen("[::1]:15001", p.handle, d.OwnListener)
 	p.stop = func() { stop4(); stop6() }
 	return p
 }
@@ -58,7 +58,7 @@ func (p *proxy) handle(c *net.TCPConn) {
 	if p.to.IsValid() {
 		to = p.to
 	}
-	up, err := p.pod.dial(to, withMark)
+	up, err := p.pod.dial(to, owned(p.d))
 	if err != nil {
 		c.SetLinger(0) // a reset, as a proxy without upstream would
 		return

@@ -70,9 +70,6 @@ func (d *Datapath) AddProbes(probes []Probe) {
 	}
 }
 
-// ProxyMark is the SO_MARK of this datapath's proxy.
-func (d *Datapath) ProxyMark() uint32 { return d.cfg.ProxyMark }
-
 // BacklogLimit is the configured bound of what may lie unread.
 func (d *Datapath) BacklogLimit() uint32 { return d.cfg.BacklogLimit }
 

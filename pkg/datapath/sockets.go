@@ -27,9 +27,10 @@ const (
 	RoleOffload         // sent to an endpoint of an offloaded listener
 	RolePodClient       // pod to pod without proxy, connecting side
 	RolePodServer       // pod to pod without proxy, accepting side
+	RoleOurs            // made by the agent and not connected yet, or a listener of its
 )
 
-var roleNames = [...]string{"none", "client", "downstream", "upstream", "server", "service", "offload", "pod-client", "pod-server"}
+var roleNames = [...]string{"none", "client", "downstream", "upstream", "server", "service", "offload", "pod-client", "pod-server", "ours"}
 
 // String is the role's name in the CLI.
 func (r Role) String() string {
@@ -171,8 +172,8 @@ func (d *Datapath) readRows(prog *ebpf.Program, m *ebpf.Map) ([]socketRow, error
 		if err := binary.Read(bytes.NewReader(raw[:size]), binary.NativeEndian, &row); err != nil {
 			return nil, fmt.Errorf("decode a socket: %w", err)
 		}
-		if Role(row.State.Role) == RoleNone {
-			continue // connected again, to something that isn't ours
+		if r := Role(row.State.Role); r == RoleNone || r == RoleOurs {
+			continue // connected again, to something that isn't ours; or no connection
 		}
 		if listed[row.Cookie] {
 			continue

@@ -89,7 +89,7 @@ type sockmeshSmClaimKey struct {
 type sockmeshSmConfig struct {
 	_            structs.HostLayout
 	Flags        uint32
-	ProxyMark    uint32
+	Pad0         uint32
 	ProxyPort    uint16
 	Pad          uint16
 	Layout       uint32
@@ -145,6 +145,7 @@ type sockmeshSmCounters struct {
 	OutsideNoSource    uint64
 	OutsideErrors      uint64
 	UdpRepicked        uint64
+	BindRefused        uint64
 }
 
 type sockmeshSmFrag struct {
@@ -495,6 +496,7 @@ const (
 	sockmeshMapSmDoomed           = "sm_doomed"
 	sockmeshMapSmFrags            = "sm_frags"
 	sockmeshMapSmFrontends        = "sm_frontends"
+	sockmeshMapSmListeners        = "sm_listeners"
 	sockmeshMapSmLocal            = "sm_local"
 	sockmeshMapSmMembers          = "sm_members"
 	sockmeshMapSmNat              = "sm_nat"
@@ -516,6 +518,8 @@ const (
 	sockmeshMapSmUdp              = "sm_udp"
 	sockmeshMapSmUdpMore          = "sm_udp_more"
 	sockmeshMapSpliceEvents       = "splice_events"
+	sockmeshProgSmBind4           = "sm_bind4"
+	sockmeshProgSmBind6           = "sm_bind6"
 	sockmeshProgSmConnect4        = "sm_connect4"
 	sockmeshProgSmConnect6        = "sm_connect6"
 	sockmeshProgSmEndTcp          = "sm_end_tcp"
@@ -587,6 +591,8 @@ type sockmeshSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshProgramSpecs struct {
+	SmBind4       *ebpf.ProgramSpec `ebpf:"sm_bind4"`
+	SmBind6       *ebpf.ProgramSpec `ebpf:"sm_bind6"`
 	SmConnect4    *ebpf.ProgramSpec `ebpf:"sm_connect4"`
 	SmConnect6    *ebpf.ProgramSpec `ebpf:"sm_connect6"`
 	SmEndTcp      *ebpf.ProgramSpec `ebpf:"sm_end_tcp"`
@@ -623,6 +629,7 @@ type sockmeshMapSpecs struct {
 	SmDoomed     *ebpf.MapSpec `ebpf:"sm_doomed"`
 	SmFrags      *ebpf.MapSpec `ebpf:"sm_frags"`
 	SmFrontends  *ebpf.MapSpec `ebpf:"sm_frontends"`
+	SmListeners  *ebpf.MapSpec `ebpf:"sm_listeners"`
 	SmLocal      *ebpf.MapSpec `ebpf:"sm_local"`
 	SmMembers    *ebpf.MapSpec `ebpf:"sm_members"`
 	SmNat        *ebpf.MapSpec `ebpf:"sm_nat"`
@@ -689,6 +696,7 @@ type sockmeshMaps struct {
 	SmDoomed     *ebpf.Map `ebpf:"sm_doomed"`
 	SmFrags      *ebpf.Map `ebpf:"sm_frags"`
 	SmFrontends  *ebpf.Map `ebpf:"sm_frontends"`
+	SmListeners  *ebpf.Map `ebpf:"sm_listeners"`
 	SmLocal      *ebpf.Map `ebpf:"sm_local"`
 	SmMembers    *ebpf.Map `ebpf:"sm_members"`
 	SmNat        *ebpf.Map `ebpf:"sm_nat"`
@@ -724,6 +732,7 @@ func (m *sockmeshMaps) Close() error {
 		m.SmDoomed,
 		m.SmFrags,
 		m.SmFrontends,
+		m.SmListeners,
 		m.SmLocal,
 		m.SmMembers,
 		m.SmNat,
@@ -765,6 +774,8 @@ type sockmeshVariables struct {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshPrograms struct {
+	SmBind4       *ebpf.Program `ebpf:"sm_bind4"`
+	SmBind6       *ebpf.Program `ebpf:"sm_bind6"`
 	SmConnect4    *ebpf.Program `ebpf:"sm_connect4"`
 	SmConnect6    *ebpf.Program `ebpf:"sm_connect6"`
 	SmEndTcp      *ebpf.Program `ebpf:"sm_end_tcp"`
@@ -789,6 +800,8 @@ type sockmeshPrograms struct {
 
 func (p *sockmeshPrograms) Close() error {
 	return _SockmeshClose(
+		p.SmBind4,
+		p.SmBind6,
 		p.SmConnect4,
 		p.SmConnect6,
 		p.SmEndTcp,

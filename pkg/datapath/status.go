@@ -107,6 +107,7 @@ type Counters struct {
 	OutsideNoSource    uint64 `json:"outside_no_source"` // connections for which the node has no address
 	OutsideErrors      uint64 `json:"outside_errors"`    // ICMP errors translated
 	UdpRepicked        uint64 `json:"udp_repicked"`      // flows of UDP sockets that moved because their backend was gone
+	BindRefused        uint64 `json:"bind_refused"`      // attempts of pods' processes to bind the proxy's port beside its listener
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.

@@ -262,11 +262,14 @@ func (n *ns) serve(port uint16, handle func(*net.TCPConn)) {
 }
 
 // listen accepts on addr inside the namespace until the test ends or the result is called.
-func (n *ns) listen(addr string, handle func(*net.TCPConn)) (stop func()) {
+func (n *ns) listen(addr string, handle func(*net.TCPConn), before ...func(fd int) error) (stop func()) {
 	n.t.Helper()
 	var l net.Listener
 	n.do(func() {
 		var lc net.ListenConfig
+		for _, f := range before {
+			lc.Control = control(f)
+		}
 		lc.SetMultipathTCP(false)
 		var err error
 		l, err = lc.Listen(context.Background(), "tcp", addr)
@@ -311,11 +314,15 @@ func (n *ns) listen(addr string, handle func(*net.TCPConn)) (stop func()) {
 // dialer options.
 type dialOption func(*net.Dialer)
 
-func withMark(d *net.Dialer) {
-	d.Control = func(_, _ string, rc syscall.RawConn) (err error) {
-		if e := rc.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(ProxyMark))
-		}); e != nil {
+// owned makes the socket the proxy's.
+func owned(dp *Datapath) dialOption {
+	return func(d *net.Dialer) { d.Control = control(dp.Own) }
+}
+
+// control calls f with a socket before it is bound or connected.
+func control(f func(fd int) error) func(_, _ string, rc syscall.RawConn) error {
+	return func(_, _ string, rc syscall.RawConn) (err error) {
+		if e := rc.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
 			return e
 		}
 		return err

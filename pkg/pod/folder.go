@@ -19,6 +19,8 @@ const (
 	// scanEvery is for what inotify cannot tell: a folder that appears or is mounted over, a symbolic link into
 	// /proc whose process ended, an overflowed queue.
 	scanEvery = 2 * time.Second
+	// inspectEvery counts the scans between two looks at who else listens in pods.
+	inspectEvery = 3
 )
 
 // folder follows the files of the netns folder. It belongs to the Manager's goroutine.

@@ -123,7 +123,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	files.scan(time.Now(), m)
-	for {
+	for scans := 0; ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -137,6 +137,9 @@ func (m *Manager) Run(ctx context.Context) error {
 			files.scan(time.Now(), m)
 		case <-scan.C:
 			files.scan(time.Now(), m)
+			if scans++; scans%inspectEvery == 0 {
+				m.inspect(time.Now())
+			}
 		case <-retry.C:
 		}
 		m.drain(files)
@@ -313,7 +316,7 @@ func (m *Manager) until(next time.Time) time.Duration {
 func (m *Manager) publish() {
 	list := make([]Status, 0, len(m.pods))
 	for _, b := range m.pods {
-		s := Status{Spec: b.Spec, Ready: b.serve.announced != nil, Reason: cmp.Or(b.serve.problem, b.place)}
+		s := Status{Spec: b.Spec, Ready: b.serve.announced != nil && (b.serve.given || !b.serve.announced.Enrolled), Reason: cmp.Or(b.serve.problem, b.place)}
 		if b.space != nil {
 			s.Cookie, s.NetnsName = b.space.cookie, b.space.name()
 		}

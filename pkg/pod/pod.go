@@ -53,9 +53,9 @@ type Pod struct {
 
 // A Handler is told which pods are here. All calls come from one goroutine.
 type Handler interface {
-	// PodReady: the pod's namespace is known and, if it is enrolled, its listeners are open. It may be called again
-	// for the same UID when something changed; the newest description counts. Netns and Listeners come once, with
-	// the first call in which the pod is enrolled.
+	// PodReady: the pod's namespace is known. It may be called again for the same UID when something changed; the newest
+	// description counts. Netns and Listeners of an enrolled pod come once, as soon as the listeners are open: with the
+	// first call, unless they can't be opened. Then the pod is enrolled without, and its connections meet the fail mode.
 	PodReady(p Pod)
 	// PodGone: the pod or its namespace is gone. Everything received for it must be closed. PodReady may follow at
 	// once, if the pod is no longer enrolled, or got an IPv6 loopback, or is in another namespace.
@@ -70,6 +70,10 @@ type Config struct {
 	OutboundPort uint16
 	// Handler is told which pods are here.
 	Handler Handler
+	// Own is told of each listener before it is bound; Owns says whether a listener that was found on the port, by its
+	// socket cookie, was made by an agent that told so. Both may be nil: nobody asks.
+	Own  func(fd int) error
+	Owns func(cookie uint64) (bool, error)
 	// Logger defaults to slog.Default.
 	Logger *slog.Logger
 }

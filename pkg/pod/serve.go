@@ -21,6 +21,7 @@ type serve struct {
 	announced  *Spec // as the Handler knows it; nil: it doesn't
 	has4, has6 bool  // listeners that the Handler was given, or that wait in pending
 	pending    []int // opened, not yet handed over
+	given      bool  // the Handler has listeners
 	since      time.Time
 	retryAt    time.Time
 	wait       time.Duration
@@ -33,7 +34,7 @@ func (m *Manager) advance(b *bound, now time.Time) {
 	if s.announced != nil && s.announced.Enrolled && !b.Enrolled {
 		m.retract(b) // The Handler closes what it was given; PodReady follows below.
 	}
-	if b.Enrolled && !m.listening(b, now) {
+	if b.Enrolled && !m.listening(b, now) && s.problem == "" {
 		return
 	}
 	if s.announced != nil && s.announced.equal(&b.Spec) && len(s.pending) == 0 {
@@ -48,7 +49,7 @@ func (m *Manager) advance(b *bound, now time.Time) {
 			return
 		}
 		p.Netns, p.Listeners = ns, s.pending
-		s.pending = nil
+		s.pending, s.given = nil, true
 	}
 	spec := b.Spec
 	first := s.announced == nil
@@ -69,14 +70,14 @@ func (m *Manager) listening(b *bound, now time.Time) bool {
 		return true
 	}
 	// Only ::1 is missing and the namespace has none: nothing to try until its addresses change.
-	if s.has4 && s.announced != nil && s.problem == "" && !b.space.addrs[loopback6] {
+	if s.has4 && s.given && s.problem == "" && !b.space.addrs[loopback6] {
 		return true
 	}
 	if now.Before(s.retryAt) {
-		return s.has4 && s.announced != nil
+		return s.has4 && s.given
 	}
-	got := b.space.open(m.cfg.OutboundPort, !s.has4, !s.has6)
-	if len(got.fds) > 0 && s.announced != nil && s.announced.Enrolled {
+	got := b.space.open(&m.cfg, !s.has4, !s.has6)
+	if len(got.fds) > 0 && s.given {
 		// ::1 came late. The Handler gets all listeners at once or none, so it starts afresh with this pod.
 		for _, fd := range got.fds {
 			closeFD(fd)
@@ -98,7 +99,7 @@ func (m *Manager) listening(b *bound, now time.Time) bool {
 		m.cfg.Logger.Info("pod's listeners are open now", "pod", b.label())
 	}
 	s.problem, s.wait, s.retryAt = "", 0, time.Time{}
-	if got.wait6 && s.announced == nil && now.Sub(s.since) < settle6 {
+	if got.wait6 && !s.given && now.Sub(s.since) < settle6 {
 		s.retryAt = now.Add(settle6 / 10)
 		return false
 	}
@@ -118,6 +119,20 @@ func (m *Manager) problem(b *bound, now time.Time, err error) {
 	}
 	s.wait = min(max(2*s.wait, retryFirst), retryLast)
 	s.retryAt = now.Add(s.wait)
+}
+
+// inspect looks whether a stranger has come to the port of pods that are served. Such a pod is taken back; what it is then
+// announced as has no listeners.
+func (m *Manager) inspect(now time.Time) {
+	for _, b := range m.pods {
+		if b.space == nil || !b.serve.given {
+			continue
+		}
+		if err := b.space.shared(&m.cfg); errors.As(err, new(*stranger)) {
+			m.retract(b)
+			m.problem(b, now, err)
+		}
+	}
 }
 
 // retract takes a pod back from the Handler and closes what it was not given yet.

@@ -89,12 +89,17 @@ type sockets struct {
 	problem6 error // nil if opened, or absent for good
 }
 
-// open opens the listeners that are still missing.
-func (s *space) open(port uint16, need4, need6 bool) sockets {
+// open opens the listeners that are still missing, unless somebody else has the port.
+func (s *space) open(cfg *Config, need4, need6 bool) sockets {
 	var got sockets
+	port := cfg.OutboundPort
 	err := OpenInNetns(s.file, func() error {
+		// Before, so that no connection meets a listener of ours that is closed again at once.
+		if got.problem4 = cfg.alone(); got.problem4 != nil {
+			return nil
+		}
 		if need4 {
-			fd, err := listen(netip.AddrPortFrom(loopback4, port))
+			fd, err := listen(netip.AddrPortFrom(loopback4, port), cfg.Own)
 			if err != nil {
 				got.problem4 = err
 				return nil // Without the first there is no use in the second yet.
@@ -102,7 +107,7 @@ func (s *space) open(port uint16, need4, need6 bool) sockets {
 			got.fds, got.has4 = append(got.fds, fd), true
 		}
 		if need6 {
-			fd, err := listen(netip.AddrPortFrom(loopback6, port))
+			fd, err := listen(netip.AddrPortFrom(loopback6, port), cfg.Own)
 			switch {
 			case err == nil:
 				got.fds, got.has6 = append(got.fds, fd), true
@@ -112,10 +117,28 @@ func (s *space) open(port uint16, need4, need6 bool) sockets {
 				got.problem6 = err
 			}
 		}
-		return nil
+		// And afterwards: from now on the bind hook keeps others away.
+		return cfg.alone()
 	})
 	if err != nil {
-		got.problem4 = err
+		for _, fd := range got.fds {
+			closeFD(fd)
+		}
+		got = sockets{problem4: err}
 	}
 	return got
+}
+
+// shared is the stranger that has come to the proxy's port in the namespace, nil if there is none.
+func (s *space) shared(cfg *Config) error {
+	return OpenInNetns(s.file, cfg.alone)
+}
+
+// alone is an error if somebody else listens on the proxy's port in the calling thread's namespace.
+func (c *Config) alone() error {
+	found, err := findStranger(c.OutboundPort, c.Owns)
+	if err == nil && found != nil {
+		return found
+	}
+	return err
 }

@@ -71,8 +71,9 @@ type Config struct {
 	Concurrency int
 	// IO is how the loops talk to the kernel: a value of loop.Config.IO; "" means loop.IOAuto.
 	IO string
-	// Mark is SO_MARK of upstream sockets, by which the datapath exempts them from listener claims.
-	Mark uint32
+	// Own tells the datapath that a socket is the proxy's, before it connects: such sockets are exempt from listener claims.
+	// Called on the loops, must not block. nil: nobody needs to know.
+	Own func(fd int) error
 	// OriginalDst looks up where an accepted connection wanted to go. Called on the loops, must not block.
 	OriginalDst func(fd int) (Origin, error)
 	// StepAside lets the bytes of a connection skip the proxy, where that has nothing more to look at; nil: never.

@@ -27,6 +27,7 @@ type world struct {
 	pod, server *os.File
 	podIPs      []netip.Addr // v4, v6
 	serverIPs   []netip.Addr
+	own         func(fd int) error // told of listeners in the pod; nil: nobody is
 }
 
 // inNetns runs fn on a thread of its own in the namespace (nil: a fresh one).

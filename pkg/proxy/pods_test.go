@@ -20,6 +20,14 @@ import (
 func (w *world) addPod(t testing.TB, e *Engine, key uint64) {
 	t.Helper()
 	fds := []int{listenFD(t, w.pod, "127.0.0.1:15001"), listenFD(t, w.pod, "[::1]:15001")}
+	for _, fd := range fds {
+		if w.own == nil {
+			break
+		}
+		if err := w.own(fd); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := e.AddPod(Pod{Key: key, Namespace: "ns", Name: "client", IPs: w.podIPs, Netns: w.pod}, fds); err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ func newStage(t *testing.T, accelerate bool, change ...func(*setup)) *hooked {
 // prepare sets up the engine and what its listeners do.
 func (h *hooked) prepare() {
 	h.chain = tcpChain(to("orig"))
-	h.engine = Config{Mark: datapath.ProxyMark, OriginalDst: func(fd int) (Origin, error) {
+	h.engine = Config{Own: func(fd int) error { return h.d.Own(fd) }, OriginalDst: func(fd int) (Origin, error) {
 		addr, accelerated, err := h.d.OriginalDst(fd)
 		return Origin{Addr: addr, Accelerated: accelerated}, err
 	}}
@@ -125,6 +125,7 @@ func (h *hooked) start(t testing.TB, bufferLimit uint32) {
 	orig := clusterOf("orig")
 	orig.Discovery, orig.Policy, orig.BufferLimit = mesh.OriginalDst, mesh.ClusterProvided, bufferLimit
 	h.e.SetSnapshot(snapshot(1, listeners, orig))
+	h.own = h.d.OwnListener
 	h.addPod(t, h.e, cookie(t, h.pod))
 
 	r := h.d.Reconciler()

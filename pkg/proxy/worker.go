@@ -53,7 +53,7 @@ func newWorker(e *Engine, index int) (*Worker, error) {
 		}
 	})
 	w.tcp = tcp.NewServer(tcp.Deps{
-		Loop: l, Upstreams: w.upstreams, Snapshot: w.Snapshot, Shard: w.shard, Logs: e.cfg.Logs, Mark: e.cfg.Mark, Logger: w.log,
+		Loop: l, Upstreams: w.upstreams, Snapshot: w.Snapshot, Shard: w.shard, Logs: e.cfg.Logs, Own: e.cfg.Own, Logger: w.log,
 		StepAside: e.cfg.StepAside, StepAsideAfter: e.cfg.StepAsideAfter,
 	})
 	w.http = e.cfg.NewHTTP(w)

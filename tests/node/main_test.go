@@ -11,7 +11,10 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 )
 
-func TestMain(m *testing.M) { labtest.Main(m, "../..") }
+func TestMain(m *testing.M) {
+	squatIfAsked()
+	labtest.Main(m, "../..")
+}
 
 func write(t *testing.T, file, text string) {
 	t.Helper()

@@ -527,7 +527,7 @@ func TestReusePort(t *testing.T) {
 		for range 30 {
 			fd, err := unix.Socket(unix.AF_INET, flags, 0)
 			must(err)
-			must(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(dp.ProxyMark())))
+			must(dp.Own(fd))
 			must(unix.Connect(fd, addr))
 			conns = append(conns, fd)
 		}

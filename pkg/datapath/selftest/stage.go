@@ -36,7 +36,7 @@ const (
 	Mapped Family = "mapped"
 )
 
-// Stage is a network namespace in which connections of marked sockets are redirected.
+// Stage is a network namespace in which connections of the agent's own sockets are redirected.
 type Stage struct {
 	d      *datapath.Datapath
 	cookie uint64
@@ -176,8 +176,8 @@ func (p *Pair) connect(s *Stage, fam Family, redirected bool) error {
 		return err
 	}
 	if redirected {
-		if err := unix.SetsockoptInt(p.Proxy, unix.SOL_SOCKET, unix.SO_MARK, int(s.d.ProxyMark())); err != nil {
-			return fmt.Errorf("mark a socket: %w", err)
+		if err := s.d.Own(p.Proxy); err != nil {
+			return err
 		}
 	}
 	if err := unix.Connect(p.Proxy, sockaddr(port)); err != nil && !errors.Is(err, unix.EINPROGRESS) {

@@ -58,7 +58,7 @@ func (p *pool) dial(priority uint8) {
 	cc.timer.Init(cc.onTimer)
 	conf := p.cluster.Config()
 	o := loop.DialOptions{
-		Mark:    p.pools.srv.deps.Mark,
+		Own:     p.pools.srv.deps.Own,
 		Timeout: conf.ConnectTimeout,
 		Options: loop.Options{BufferLimit: int(conf.BufferLimit), KeepUnread: true},
 	}

@@ -34,8 +34,8 @@ type Deps struct {
 	Logger    *slog.Logger
 	// StepAside lets the bytes of tunnels skip the proxy; nil: never.
 	StepAside aside.Func
-	// Mark is SO_MARK of upstream sockets.
-	Mark uint32
+	// Own is told of upstream sockets before they connect.
+	Own func(fd int) error
 	// LocalAddr stands in x-forwarded-for for clients that came by loopback. Optional.
 	LocalAddr netip.Addr
 	// Observe is called on the loop with the record of every finished request. Optional.

@@ -22,8 +22,8 @@ type Keepalive struct {
 // DialOptions of an outgoing connection. The zero value works.
 type DialOptions struct {
 	Options
-	// Mark is SO_MARK: the datapath exempts the proxy's own connections by it. 0: none.
-	Mark uint32
+	// Own is called with the socket before it connects: the datapath exempts the proxy's own connections. nil: none.
+	Own func(fd int) error
 	// Timeout of the connect; 0: the kernel's (minutes).
 	Timeout time.Duration
 	// Keepalive of the socket; nil: off.
@@ -78,9 +78,9 @@ func (l *Loop) dial(ns *Netns, c *Conn, o *DialOptions) error {
 	if e = sysSetInt(c.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); e != 0 {
 		return fmt.Errorf("TCP_NODELAY: %w", e)
 	}
-	if o.Mark != 0 {
-		if e = sysSetInt(c.fd, unix.SOL_SOCKET, unix.SO_MARK, int(o.Mark)); e != 0 {
-			return fmt.Errorf("SO_MARK (needs CAP_NET_ADMIN): %w", e)
+	if o.Own != nil {
+		if err := o.Own(int(c.fd)); err != nil {
+			return err
 		}
 		l.stats.syscalls++
 	}

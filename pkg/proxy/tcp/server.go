@@ -43,8 +43,8 @@ type Deps struct {
 	// question and its answer alone are not worth the asking.
 	StepAside      aside.Func
 	StepAsideAfter int
-	// Mark of upstream sockets.
-	Mark   uint32
+	// Own is told of upstream sockets before they connect.
+	Own    func(fd int) error
 	Logger *slog.Logger
 }
 

@@ -113,7 +113,7 @@ func (ses *session) connect() {
 func (ses *session) dial(conf *mesh.Cluster, h *upstream.Host) {
 	o := loop.DialOptions{
 		Options: loop.Options{BufferLimit: int(conf.BufferLimit), KeepUnread: true},
-		Mark:    ses.s.deps.Mark,
+		Own:     ses.s.deps.Own,
 		Timeout: conf.ConnectTimeout,
 	}
 	if k := conf.Keepalive; k != nil {
