@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/sockmesh/sockmesh/agent/host"
 	"github.com/sockmesh/sockmesh/pkg/datapath"
 	"github.com/sockmesh/sockmesh/pkg/datapath/selftest"
 )
@@ -92,6 +93,11 @@ func (a *Agent) podsKnown() {
 			time.Sleep(podsPoll)
 		}
 		a.datapath.Reconciler().Synced(datapath.SourcePods)
+		// The start is over when what was known at it is in the maps; errors of entries are shown by the reconciler.
+		_ = a.datapath.Reconciler().Flush(context.Background())
+		if err := host.GiveBackMemory(); err != nil {
+			a.log.Warn("memory that only the start needed stays resident", "error", err)
+		}
 	})
 }
 

@@ -82,6 +82,7 @@ func setUsage(cmd *cobra.Command, flags *config.Flags) {
 
 // run is the agent until SIGTERM or SIGINT; a second signal cuts open connections off.
 func run(cfg config.Config, warnings []string) error {
+	host.LimitGarbage()
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)
 	log := agent.NewLogger(os.Stderr, cfg.LogFormat, level)

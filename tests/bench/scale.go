@@ -79,7 +79,7 @@ func (x *scaleResult) sample() sample {
 		more: map[string]float64{
 			"list_seconds": x.list.Seconds(), "sync_seconds": x.sync.Seconds(), "restart_sync_seconds": x.restartSync.Seconds(),
 			"event_to_map_p50_ms": p(x.fromEvent, 50), "event_to_map_p99_ms": p(x.fromEvent, 99),
-			"write_to_map_p50_ms": p(x.fromAPI, 50), "write_to_map_p99_ms": p(x.fromAPI, 99), "changes": float64(len(x.fromAPI)), "changes_lost": float64(x.missed),
+			"write_to_map_p50_ms": p(x.fromAPI, 50), "write_to_map_p99_ms": p(x.fromAPI, 99), "changes": float64(len(x.fromAPI)), "changes_with_event": float64(len(x.fromEvent)), "changes_lost": float64(x.missed),
 			"synced_rss_mib": float64(x.synced.rss) / mib, "synced_anonymous_mib": float64(x.synced.anonymous) / mib,
 			"rss_mib": float64(x.busy.rss) / mib, "anonymous_mib": float64(x.busy.anonymous) / mib, "peak_rss_mib": float64(x.busy.peak) / mib,
 			"heap_mib": float64(x.busy.heap) / mib, "heap_idle_mib": float64(x.busy.heapIdle) / mib,
@@ -332,7 +332,11 @@ func (w *scaleWorld) stream(ctx context.Context, count int, x *scaleResult) erro
 		i := 1 + order[n%len(order)]
 		wg.Go(func() {
 			c := change{service: i, add: n/len(order)%2 == 0}
-			err := c.make(ctx, w, client, view, watch)
+			err := c.make(ctx, w, client, view)
+			event, seen := time.Time{}, false
+			if err == nil {
+				event, seen = watch.seen(c.version)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -344,7 +348,9 @@ func (w *scaleWorld) stream(ctx context.Context, count int, x *scaleResult) erro
 				return
 			}
 			x.fromAPI = append(x.fromAPI, c.inMap.Sub(c.written))
-			x.fromEvent = append(x.fromEvent, max(0, c.inMap.Sub(watch.seen(c.version))))
+			if seen {
+				x.fromEvent = append(x.fromEvent, max(0, c.inMap.Sub(event)))
+			}
 		})
 	}
 	wg.Wait()
@@ -363,7 +369,7 @@ type change struct {
 const mapPoll, changePatience = 200 * time.Microsecond, 10 * time.Second
 
 // make adds the Service's extra endpoint, or takes it away.
-func (c *change) make(ctx context.Context, w *scaleWorld, client kubernetes.Interface, view *datapath.View, watch *sliceWatch) error {
+func (c *change) make(ctx context.Context, w *scaleWorld, client kubernetes.Interface, view *datapath.View) error {
 	endpoints := w.services[c.service]
 	first := endpoints[:min(len(endpoints), slicePods)]
 	want := len(endpoints)
@@ -395,37 +401,50 @@ type sliceWatch struct {
 	at   map[string]time.Time // guarded by mu: by resource version
 }
 
+// watchSlices watches from now on, and again from where it was when a watch ends.
 func watchSlices(ctx context.Context, client kubernetes.Interface) (*sliceWatch, error) {
-	list, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{Limit: 1})
+	slices := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault)
+	list, err := slices.List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
 		return nil, err
 	}
-	watch, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
-	if err != nil {
-		return nil, err
-	}
-	s := &sliceWatch{stop: watch.Stop, at: map[string]time.Time{}}
+	ctx, cancel := context.WithCancel(ctx)
+	s := &sliceWatch{stop: cancel, at: map[string]time.Time{}}
+	version := list.ResourceVersion
 	go func() {
-		for e := range watch.ResultChan() {
-			now := time.Now()
-			if slice, ok := e.Object.(*discoveryv1.EndpointSlice); ok {
+		for ctx.Err() == nil {
+			watch, err := slices.Watch(ctx, metav1.ListOptions{ResourceVersion: version})
+			if err != nil {
+				time.Sleep(10 * time.Millisecond)
+				continue
+			}
+			for e := range watch.ResultChan() {
+				slice, ok := e.Object.(*discoveryv1.EndpointSlice)
+				if !ok {
+					break
+				}
+				version = slice.ResourceVersion
 				s.mu.Lock()
-				s.at[slice.ResourceVersion] = now
+				s.at[version] = time.Now()
 				s.mu.Unlock()
 			}
+			watch.Stop()
 		}
 	}()
 	return s, nil
 }
 
-// seen is when the event came; it comes around the time at which the map changes, perhaps after it.
-func (s *sliceWatch) seen(version string) time.Time {
-	for deadline := time.Now().Add(changePatience); ; time.Sleep(time.Millisecond) {
+// eventPatience is how long after the map's change the event may come to this watcher.
+const eventPatience = 2 * time.Second
+
+// seen is when the event came, which may be around the time at which the map changes; false: this watcher missed it.
+func (s *sliceWatch) seen(version string) (time.Time, bool) {
+	for deadline := time.Now().Add(eventPatience); ; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
 		at, ok := s.at[version]
 		s.mu.Unlock()
 		if ok || time.Now().After(deadline) {
-			return at
+			return at, ok
 		}
 	}
 }
