@@ -25,8 +25,9 @@ type Worker struct {
 	shard     *telemetry.Shard
 
 	pods  map[uint64]*podState
-	conns downstream   // list head: accepted connections
-	load  atomic.Int64 // accepted connections assigned to this loop
+	input mesh.ChainInput // of the connection that is being classified
+	conns downstream      // list head: accepted connections
+	load  atomic.Int64    // accepted connections assigned to this loop
 }
 
 // downstream is an accepted connection, whoever handles it.
@@ -129,11 +130,13 @@ func (w *Worker) listener(name string) *mesh.Listener {
 	return nil
 }
 
+// chainInput is what a filter chain is chosen by, valid until it is called for another connection of the loop.
 func (d *downstream) chainInput() *mesh.ChainInput {
-	return &mesh.ChainInput{
+	d.w.input = mesh.ChainInput{
 		Dst: d.info.Orig, Src: d.info.Peer, DirectSrc: d.info.Peer.Addr(), Transport: "raw_buffer",
 		SrcIsLocal: d.info.Peer.Addr().IsLoopback() || d.info.Peer.Addr() == d.info.Orig.Addr(),
 	}
+	return &d.w.input
 }
 
 // ConnClosed implements loop.Owner.
