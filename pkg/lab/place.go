@@ -81,25 +81,27 @@ func inNetns(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		defer home.Close()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
-			return
-		}
-		err = fn()
-		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+		back, err := visit(ns, fn)
+		if back {
 			runtime.UnlockOSThread()
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// visit runs fn with the calling thread, which is locked, inside ns, and tells whether it has come back.
+func visit(ns *os.File, fn func() error) (back bool, err error) {
+	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	if err != nil {
+		return true, err
+	}
+	defer home.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return true, fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+	}
+	err = fn()
+	return unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil, err
 }
 
 // Cookie is the kernel's own number of the network namespace, by which BPF programs know it.

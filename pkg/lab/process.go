@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +54,7 @@ func (p *Place) start(name string, cmd *exec.Cmd) (*Process, error) {
 	defer cgroup.Close()
 	// A process group of its own: Ctrl-C at the terminal is for the lab's owner, who then ends the rest in order.
 	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Pdeathsig: unix.SIGKILL, Setpgid: true}
-	if err := p.Do(cmd.Start); err != nil {
+	if err := onStarter(func() error { _, err := visit(p.netns, cmd.Start); return err }); err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", name, p.Name, err)
 	}
 	proc := &Process{name: name, cmd: cmd, done: make(chan struct{})}
@@ -68,6 +70,25 @@ func (p *Place) start(name string, cmd *exec.Cmd) (*Process, error) {
 	}
 	p.lab.procs = append(p.lab.procs, proc)
 	return proc, nil
+}
+
+// starts are run one by one on a thread that lives as long as this program. Pdeathsig means the thread that started the
+// process, not its program, and threads of Go programs do end: those that were locked by a goroutine that has ended.
+var starts = sync.OnceValue(func() chan<- func() {
+	list := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range list {
+			f()
+		}
+	}()
+	return list
+})
+
+func onStarter(f func() error) error {
+	done := make(chan error)
+	starts() <- func() { done <- f() }
+	return <-done
 }
 
 // Name is what it was started as.

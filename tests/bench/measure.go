@@ -170,7 +170,7 @@ func goMallocs(metrics string) (float64, error) {
 
 func (w *world) try(ctx context.Context, s scenario, set setup) error {
 	if s.tcp {
-		_, err := w.tcpLoad(ctx, s, set, 1, 100*time.Millisecond)
+		_, err := w.tcpLoad(ctx, s, set, 1, time.Second)
 		return err
 	}
 	args := []string{"curl", "-sSf", "-m", "5", "-o", "/dev/null"}
