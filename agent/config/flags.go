@@ -81,7 +81,7 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		oneOf(g, &c.ExternalIPs, "external-ips", "which of Services' externalIPs are honoured: all, those that this node itself has, or none; "+
 			"whoever may write Services can name any address there", "all", "own", "none")
 		g.StringVar(&c.KubeProxyHealthz, "kube-proxy-healthz", c.KubeProxyHealthz, "`address`, host:port, of the /healthz that cloud load balancers ask a "+
-			"kube-proxy's (its port is 10256), or off; nothing else may serve it")
+			"kube-proxy's (port 10256), or off; a kube-proxy that still has the port is waited for")
 		g.Var(duration{&c.SyncTimeout}, "sync-timeout", "how long to wait for every source's first list before those that came may delete what an earlier agent left")
 		g.Var(duration{&c.DriftInterval}, "drift-interval", "time between comparisons of the maps with what was written to them")
 		g.Var(duration{&c.TCPGrace}, "tcp-grace", "how long TCP connections to an endpoint that has left its Service altogether may go on before "+

@@ -44,6 +44,9 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
+	if err := buildBinaries(dir); err != nil {
+		return 1, err
+	}
 	binary, err := controlplane.Build("../..", "kube-apiserver")
 	if err != nil {
 		return 1, err
