@@ -41,6 +41,9 @@ func TestMigrationFromARealKubeProxyAndBack(t *testing.T) {
 		n.answers(what+": node port", n.lab.Node, nodePort, "a")
 	}
 
+	// A real node has a default route, without which the kernel refuses a cluster IP before kube-proxy's rules see it.
+	_, err := n.lab.Node.Run(n.ctx, "ip", "route", "add", "10.96.0.0/16", "dev", "br0")
+	n.must(err)
 	proxy := n.startKubeProxy()
 	answers("kube-proxy alone")
 

@@ -168,13 +168,13 @@ const (
 
 // get asks as a process of a place would.
 func get(ctx context.Context, p *lab.Place, addr string) string {
-	out, err := p.Run(ctx, "curl", "-sS", "--noproxy", "*", "--max-time", "10", "http://"+addr+"/")
+	out, err := p.Run(ctx, "curl", "-sv", "--noproxy", "*", "--max-time", "10", "http://"+addr+"/") // -v has the errno's text
 	switch {
 	case err == nil:
 		return out
-	case strings.Contains(err.Error(), "refused"):
+	case strings.Contains(err.Error(), "Connection refused"):
 		return refused
-	case strings.Contains(err.Error(), "No route"), strings.Contains(err.Error(), "unreachable"), strings.Contains(err.Error(), "Couldn't connect"), strings.Contains(err.Error(), "Could not connect"):
+	case strings.Contains(err.Error(), "No route to host"), strings.Contains(err.Error(), "unreachable"):
 		return nowhere
 	}
 	return err.Error()
