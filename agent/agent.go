@@ -109,7 +109,7 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	}
 	a.logs, a.metrics = telemetry.NewLogs(), telemetry.NewMetrics()
 	a.engine, err = proxy.New(proxy.Config{
-		Concurrency: cfg.Concurrency, IO: cfg.IO, Own: a.datapath.Own, OriginalDst: a.originalDst, StepAside: a.stepAside, Metrics: a.metrics,
+		Concurrency: cfg.Concurrency, IO: cfg.IO, Own: a.datapath.Own, MaxConnsPerPod: cfg.MaxConnectionsPerPod, OriginalDst: a.originalDst, StepAside: a.stepAside, Metrics: a.metrics,
 		Logs:   a.logs,
 		Logger: log.With("component", "proxy"),
 	})

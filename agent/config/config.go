@@ -109,6 +109,9 @@ type Config struct {
 
 	DrainTime time.Duration
 
+	// MaxConnectionsPerPod bounds the connections of one pod that the proxy serves at a time.
+	MaxConnectionsPerPod int
+
 	// DropPrivileges reduces the process to the capabilities that it needs while it runs.
 	DropPrivileges bool
 
@@ -124,7 +127,7 @@ func Default() Config {
 		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, TCPGrace: 2 * time.Minute, Maps: datapath.DefaultSizes(),
 		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
 		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",
-		DrainTime: 30 * time.Second, DropPrivileges: true, LogLevel: slog.LevelInfo, LogFormat: LogText,
+		DrainTime: 30 * time.Second, DropPrivileges: true, MaxConnectionsPerPod: 10_000, LogLevel: slog.LevelInfo, LogFormat: LogText,
 	}
 }
 
@@ -164,6 +167,9 @@ func (c *Config) Validate(inCluster bool) error {
 	}
 	if c.Concurrency < 1 || c.Concurrency > 1024 {
 		bad("--concurrency: %d: expected a number of proxy loops from 1 to 1024", c.Concurrency)
+	}
+	if c.MaxConnectionsPerPod < 1 || c.MaxConnectionsPerPod > 1<<20 {
+		bad("--max-connections-per-pod: %d: expected a number from 1 to 1048576", c.MaxConnectionsPerPod)
 	}
 	if c.DrainTime < 0 {
 		bad("--drain-time: %s: expected zero or more", c.DrainTime)

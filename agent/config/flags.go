@@ -70,6 +70,8 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.Var(number{&c.Concurrency}, "concurrency", "`number` of proxy loops, one thread each")
 		oneOf(g, &c.IO, "io", "how the proxy loops talk to the kernel: io_uring where the kernel has it (6.1 and later, unless "+
 			"switched off), else epoll; or one of them", loop.IOAuto, loop.IOEpoll, loop.IORing)
+		g.Var(number{&c.MaxConnectionsPerPod}, "max-connections-per-pod", "how many connections of one pod the proxy serves at a time; more are "+
+			"reset, so that others get theirs; never more than half of what the descriptor limit allows for all")
 		g.Var(duration{&c.DrainTime}, "drain-time", "how long open connections may finish after SIGTERM")
 	})
 	group("Services", func(g *pflag.FlagSet) {

@@ -41,6 +41,11 @@ func (w *Worker) accept(fd int, peer netip.AddrPort, from *acceptor) {
 	} else if from.pod != nil && from.pod.active.Add(1) > int64(e.cfg.MaxConnsPerPod) {
 		from.pod.active.Add(-1)
 		why = overPodLimit
+		if !from.pod.flooding.Swap(true) {
+			p := from.pod.source.Workload
+			w.log.Warn("a pod has more connections than it may: further ones are reset until some have ended",
+				"namespace", p.Namespace, "pod", p.Pod, "limit", e.cfg.MaxConnsPerPod, "cure", "--max-connections-per-pod")
+		}
 	}
 	if why != admitted {
 		e.active.Add(-1)
@@ -67,8 +72,11 @@ func (w *Worker) accept(fd int, peer netip.AddrPort, from *acceptor) {
 func (w *Worker) released(pod *podState) {
 	w.load.Add(-1)
 	w.e.active.Add(-1)
-	if pod != nil {
-		pod.active.Add(-1)
+	if pod == nil {
+		return
+	}
+	if n := pod.active.Add(-1); pod.flooding.Load() && n <= int64(w.e.cfg.MaxConnsPerPod)/2 {
+		pod.flooding.Store(false)
 	}
 }
 

@@ -136,6 +136,8 @@ func New(cfg Config) (*Engine, error) {
 	}
 	if cfg.MaxConns <= 0 {
 		cfg.MaxConns = connsByFiles()
+		// Whatever one pod does, there is room for the others.
+		cfg.MaxConnsPerPod = min(cfg.MaxConnsPerPod, max(cfg.MaxConns/2, 1))
 	}
 	if cfg.PodDrain == 0 {
 		cfg.PodDrain = defaultPodDrain

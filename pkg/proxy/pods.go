@@ -30,6 +30,7 @@ type podState struct {
 	source    *stream.Source
 	listeners []*podListener
 	active    atomic.Int64
+	flooding  atomic.Bool // over its limit; said once, until it is well below again
 	gone      atomic.Bool
 	left      atomic.Int64 // loops that still have to forget the pod
 }

@@ -17,6 +17,9 @@ const (
 	directWrite = 8 << 10
 	// corkLimit: more than this is not held back until events settle.
 	corkLimit = 64 << 10
+	// crowded is how many bytes of buffers a loop lends before connections get crowdedHigh as their high watermark at most.
+	crowded     = 32 << 20
+	crowdedHigh = 64 << 10
 	// stallPause is how long a connection waits that could not send for want of kernel memory.
 	stallPause = 5 * time.Millisecond
 )
@@ -205,7 +208,7 @@ func (c *Conn) Write(b []byte) {
 			}
 		}
 	}
-	if c.outLen > c.high {
+	if c.outLen > c.watermark() {
 		c.above = true
 	}
 }
@@ -383,8 +386,17 @@ func (c *Conn) discard(n int) {
 	c.checkLow()
 }
 
+// watermark is the connection's high one, unless the loop's buffers hold much already: then those who are slow to take their
+// bytes are held back sooner, or a few hundred clients that send requests and never read would hold a megabyte each.
+func (c *Conn) watermark() int {
+	if c.l.pool.lent > crowded {
+		return min(c.high, crowdedHigh)
+	}
+	return c.high
+}
+
 func (c *Conn) checkLow() {
-	if c.above && c.outLen <= c.high/2 {
+	if c.above && c.outLen <= c.watermark()/2 {
 		c.above = false
 		if !c.drained {
 			c.drained = true
