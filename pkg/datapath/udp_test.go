@@ -82,6 +82,9 @@ func (s *udpSocket) write(text string) error {
 func (s *udpSocket) receive(flags int) (text string, from netip.AddrPort, err error) {
 	b := make([]byte, 2048)
 	n, sa, err := unix.Recvfrom(s.fd, b, flags)
+	for err == unix.EINTR { // a signal of Go's scheduler; a socket with a time-out doesn't restart the call
+		n, sa, err = unix.Recvfrom(s.fd, b, flags)
+	}
 	if err != nil {
 		return "", netip.AddrPort{}, err
 	}
