@@ -302,6 +302,7 @@ func (a *Agent) start(ctx context.Context) error {
 	rec := a.datapath.Reconciler()
 	a.engine.Start()
 	a.part("datapath", ctx, rec.Run)
+	a.part("guard", ctx, a.datapath.Guard)
 	a.part("publisher", ctx, func(ctx context.Context) error { a.publisher.run(ctx); return nil })
 	if err := a.startCanary(); err != nil {
 		return err

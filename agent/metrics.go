@@ -81,6 +81,7 @@ var (
 	descDeletes     = desc("datapath_map_deletes_total", "Entries deleted from BPF maps.")
 	descDrift       = desc("datapath_drift_repaired_total", "Entries that somebody else had changed.")
 	descEnded       = desc("datapath_sockets_ended_total", "Sockets that were ended because their backend was gone.", "protocol")
+	descRepairs     = desc("datapath_repairs_total", "Pins and attachments that somebody had removed and the agent has put back.", "kind")
 	descMapEntries  = desc("datapath_map_entries", "Entries of a BPF map.", "map")
 	descMapMax      = desc("datapath_map_max_entries", "Entries that a BPF map has room for.", "map")
 	descRefusedMap  = desc("datapath_entries_refused", "Entries that are wanted now and that a map has no room for; what is in it keeps working.", "map")
@@ -152,6 +153,9 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descDrift, r.DriftRepaired)
 	count(descEnded, r.EndedTCP, "tcp")
 	count(descEnded, r.EndedUDP, "udp")
+	for kind, n := range a.datapath.Repairs() {
+		count(descRepairs, n, kind)
+	}
 	gauge(descErrors, float64(len(r.Errors)))
 	gauge(descWaiting, float64(len(r.Waiting)))
 	refused := map[string]int{}

@@ -42,6 +42,10 @@ func (a *Agent) Status() api.Status {
 		Outside:     a.outsideStatus(d.Outside),
 		Canary:      a.canaryLoop.status(),
 	}
+	s.Datapath.Repairs, s.Datapath.RepairProblem = d.Guard.Repairs, d.Guard.Problem
+	if d.Guard.Last != "" {
+		s.Datapath.LastRepair = d.Guard.Last + " at " + d.Guard.LastAt.UTC().Format(time.RFC3339)
+	}
 	for _, p := range d.Acceleration.Probes {
 		s.Acceleration.Probes = append(s.Acceleration.Probes, api.Probe{Name: p.Name, OK: p.OK, Detail: p.Detail})
 	}

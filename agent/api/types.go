@@ -71,6 +71,11 @@ type Datapath struct {
 	// EndedTCP and EndedUDP count sockets that were ended because their backend was gone.
 	EndedTCP uint64 `json:"ended_tcp"`
 	EndedUDP uint64 `json:"ended_udp"`
+	// Repairs counts, by kind (pin, link, verdict), what somebody had removed from the kernel and the agent has put
+	// back; LastRepair says what and when, RepairProblem what could not be.
+	Repairs       map[string]uint64 `json:"repairs"`
+	LastRepair    string            `json:"last_repair,omitempty"`
+	RepairProblem string            `json:"repair_problem,omitempty"`
 	// Warnings are maps that are almost full, and sizes that could not be put in force.
 	Warnings []string `json:"warnings,omitempty"`
 	// Errors are what the reconciler could not write, with the reason.

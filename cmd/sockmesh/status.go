@@ -121,6 +121,13 @@ func writeStatus(w io.Writer, s api.Status) error {
 	if s.Datapath.DriftRepaired > 0 {
 		more("- %d entries had been changed by somebody else and were put right", s.Datapath.DriftRepaired)
 	}
+	if s.Datapath.LastRepair != "" {
+		more("- somebody had removed parts of it, which have been put back: %d pins, %d links, %d verdict programs; last: %s",
+			s.Datapath.Repairs["pin"], s.Datapath.Repairs["link"], s.Datapath.Repairs["verdict"], s.Datapath.LastRepair)
+	}
+	if s.Datapath.RepairProblem != "" {
+		more("- what somebody has removed can't be put back: %s", s.Datapath.RepairProblem)
+	}
 	for _, w := range s.Datapath.Warnings {
 		more("- %s", w)
 	}

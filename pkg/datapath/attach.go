@@ -179,5 +179,8 @@ func (d *Datapath) attachMsg() error {
 	if err != nil {
 		return fmt.Errorf("attach sm_msg to sm_pairs: %w", err)
 	}
+	d.mu.Lock()
+	d.guard.verdict = true
+	d.mu.Unlock()
 	return nil
 }

@@ -53,6 +53,7 @@ type Datapath struct {
 	flags       uint32               // guarded by mu; what sm_config holds
 	accelReason string               // guarded by mu; why acceleration is not active, "" if it is
 	asideReason string               // guarded by mu; why no connection skips the proxy
+	guard       guard                // guarded by mu
 	attached    bool                 // guarded by mu; false while an incompatible layout is being filled
 }
 
@@ -104,7 +105,8 @@ func Open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, owner: rand.Uint64(), links: map[string]link.Link{}, nat: &collector{}}
+	d := &Datapath{cfg: cfg, log: cfg.Logger, dir: dir, objs: objs, probes: probes, owner: rand.Uint64(), links: map[string]link.Link{}, nat: &collector{},
+		guard: guard{inodes: map[string]uint64{}, status: GuardStatus{Repairs: map[string]uint64{}}}}
 	if d.nodeNetns, err = openNetns(cfg.NodeNetns); err != nil {
 		d.Close()
 		return nil, err
@@ -212,8 +214,11 @@ func (d *Datapath) setFlags(bits, mask uint32) error {
 // inCharge tells whether this is still the agent that opened the maps last. Two that write the same maps would undo each
 // other's work; the one that is being replaced, and drains its connections, has to leave them alone.
 func (d *Datapath) inCharge() bool {
+	d.mu.Lock()
+	displaced := d.guard.displaced
+	d.mu.Unlock()
 	var c configValue
-	if err := d.objs.config().Lookup(uint32(0), &c); err != nil {
+	if err := d.objs.config().Lookup(uint32(0), &c); displaced || err != nil {
 		return false
 	}
 	return c.Owner == d.owner

@@ -148,6 +148,7 @@ type Status struct {
 	Connections  Connections        `json:"connections"`
 	Reconciler   ReconcilerStatus   `json:"reconciler"`
 	Outside      OutsideStatus      `json:"outside"`
+	Guard        GuardStatus        `json:"guard"`
 }
 
 // Status collects the figures. It walks sm_pairs and asks the kernel about each object, so it's not for hot paths.
@@ -166,6 +167,7 @@ func (d *Datapath) Status() Status {
 		},
 		Reconciler: d.rec.Status(),
 		Outside:    d.outsideStatus(),
+		Guard:      d.guardStatus(),
 	}
 	s.Datapath.Warnings = append(s.Datapath.Warnings, d.objs.kept...)
 	for _, m := range s.Datapath.Maps {

@@ -17,7 +17,7 @@ func TestAgentStoppedAndStartedUnderMixedLoad(t *testing.T) {
 		w.agent = w.startAgent()
 		load.flow(10)
 	}
-	w.judge("SIGTERM and restart", load.stop(), 0)
+	w.judge("SIGTERM and restart", load.stop(nothing), 0)
 	w.nothingLeaked("SIGTERM and restart")
 }
 
@@ -31,6 +31,19 @@ func TestAgentKilledAtRandomMomentsUnderMixedLoad(t *testing.T) {
 		kills = append(kills, w.agent.KillTimed())
 		w.agent = w.startAgent()
 	}
-	w.judge("kill -9", load.stop(kills...), len(kills))
+	w.judge("kill -9", load.stop(killed(kills)), len(kills))
 	w.nothingLeaked("kill -9")
+}
+
+// An upgrade: the new agent starts beside the old one and takes over its listeners, the old one drains. Nothing fails,
+// nothing is reset.
+func TestAgentUpgradedUnderMixedLoad(t *testing.T) {
+	w := newTown(t, 10*time.Minute)
+	load := w.load(w.client, 20*time.Millisecond)
+	for range times(2, 20) {
+		w.upgrade()
+		load.flow(5)
+	}
+	w.judge("upgrade", load.stop(nothing), 0)
+	w.nothingLeaked("upgrade")
 }

@@ -2,6 +2,7 @@ package torture
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,14 +86,49 @@ func (m *mixed) flow(n uint64) {
 
 // tally is what a kind of traffic lived through.
 type tally struct {
-	exchanges, bytes           uint64
-	connects, requests, killed int // failed connects, failed exchanges, and those that a killed process explains
-	corrupt                    int
-	first                      *traffic.Failure // that nothing explains
+	exchanges, bytes            uint64
+	connects, requests, excused int // failed connects, failed exchanges, and those that the event explains
+	corrupt                     int
+	first                       *traffic.Failure // that nothing explains
+}
+
+// soFar counts while the load goes on.
+func (m *mixed) soFar(why excuse) []tally {
+	out := make([]tally, len(m.loads))
+	for i, l := range m.loads {
+		out[i] = count(mix[i], l.Now(), why)
+	}
+	return out
+}
+
+// excuse tells whether an event explains a failure. Everything else is the product's fault.
+type excuse func(s stream, f traffic.Failure) bool
+
+// nothing can explain a failure.
+func nothing(stream, traffic.Failure) bool { return false }
+
+// killed explains what broke with a process that had the connection in hand.
+func killed(kills []lab.Window) excuse {
+	return func(s stream, f traffic.Failure) bool {
+		return s.proxied && slices.ContainsFunc(kills, func(k lab.Window) bool { return len(k.OutsideOf([]traffic.Failure{f})) == 0 })
+	}
+}
+
+// madeIn explains what happened to connections that were made, or tried, while a program was missing that connections
+// are made with.
+func madeIn(gaps []lab.Window) excuse {
+	const slack = time.Second // until a generator's thread gets to look at its clock, on a machine that is busy
+	return func(_ stream, f traffic.Failure) bool {
+		made := f.Connected
+		if made.IsZero() {
+			made = f.At
+		}
+		return slices.ContainsFunc(gaps, func(g lab.Window) bool { return made.After(g.From) && made.Before(g.Until.Add(slack)) })
+	}
 }
 
 // stop ends the load and counts.
-func (m *mixed) stop(kills ...lab.Window) []tally {
+func (m *mixed) stop(why excuse) []tally {
 	m.w.t.Helper()
 	out := make([]tally, len(m.loads))
 	for i, l := range m.loads {
@@ -100,33 +136,28 @@ func (m *mixed) stop(kills ...lab.Window) []tally {
 		if err != nil {
 			m.w.t.Errorf("%s: the generator: %v", mix[i].name, err)
 		}
-		out[i] = count(mix[i], r, kills)
+		out[i] = count(mix[i], r, why)
 	}
 	return out
 }
 
-func count(s stream, r traffic.Report, kills []lab.Window) tally {
+func count(s stream, r traffic.Report, why excuse) tally {
 	c := tally{exchanges: r.Requests, bytes: r.Bytes}
-	rest := r.Failures
-	if s.proxied {
-		for _, k := range kills {
-			rest = k.OutsideOf(rest)
-		}
-	}
-	c.killed = len(r.Failures) - len(rest)
-	for i, f := range rest {
-		if c.first == nil {
-			c.first = &rest[i]
-		}
-		if f.Connected.IsZero() {
-			c.connects++
-		} else {
-			c.requests++
-		}
-	}
-	for _, f := range r.Failures {
+	for i, f := range r.Failures {
 		if f.Corrupt {
 			c.corrupt++
+		}
+		switch {
+		case why(s, f):
+			c.excused++
+			continue
+		case f.Connected.IsZero():
+			c.connects++
+		default:
+			c.requests++
+		}
+		if c.first == nil {
+			c.first = &r.Failures[i]
 		}
 	}
 	if missing := int(r.Failed) - len(r.Failures); missing > 0 { // more than a generator remembers
@@ -135,16 +166,17 @@ func count(s stream, r traffic.Report, kills []lab.Window) tally {
 	return c
 }
 
-// judge prints the table of an event and fails the test where anything failed that no killed process had in hand.
-func (w *town) judge(event string, tallies []tally, kills int) {
+// judge prints the table of an event and fails the test where anything failed that it does not explain, or more than the
+// connections that there are, each once for each time that something broke; breaks negative: without limit.
+func (w *town) judge(event string, tallies []tally, breaks int) {
 	w.t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%-24s %9s %9s %9s %9s %9s %9s\n", event, "", "exchanges", "MB", "connects", "requests", "corrupt", "killed")
+	fmt.Fprintf(&b, "%s\n%-24s %9s %9s %9s %9s %9s %9s\n", event, "", "exchanges", "MB", "connects", "requests", "corrupt", "excused")
 	var sum tally
 	for i, c := range tallies {
-		fmt.Fprintf(&b, "%-24s %9d %9.1f %9d %9d %9d %9d\n", mix[i].name, c.exchanges, float64(c.bytes)/1e6, c.connects, c.requests, c.corrupt, c.killed)
+		fmt.Fprintf(&b, "%-24s %9d %9.1f %9d %9d %9d %9d\n", mix[i].name, c.exchanges, float64(c.bytes)/1e6, c.connects, c.requests, c.corrupt, c.excused)
 		sum.exchanges, sum.bytes, sum.connects, sum.requests = sum.exchanges+c.exchanges, sum.bytes+c.bytes, sum.connects+c.connects, sum.requests+c.requests
-		sum.corrupt, sum.killed = sum.corrupt+c.corrupt, sum.killed+c.killed
+		sum.corrupt, sum.excused = sum.corrupt+c.corrupt, sum.excused+c.excused
 		switch each := connections / len(mix); {
 		case c.connects+c.requests > 0:
 			w.t.Errorf("%s: %s: %d connects and %d exchanges failed with nothing to explain it", event, mix[i].name, c.connects, c.requests)
@@ -153,12 +185,12 @@ func (w *town) judge(event string, tallies []tally, kills int) {
 			}
 		case c.corrupt > 0:
 			w.t.Errorf("%s: %s: %d answers were not what was sent", event, mix[i].name, c.corrupt)
-		case c.killed > kills*each:
-			w.t.Errorf("%s: %s: %d exchanges broke with %d killed processes, and there were %d connections", event, mix[i].name, c.killed, kills, each)
+		case breaks >= 0 && c.excused > breaks*each:
+			w.t.Errorf("%s: %s: %d exchanges broke in %d breaks, and there were %d connections", event, mix[i].name, c.excused, breaks, each)
 		case c.exchanges == 0:
 			w.t.Errorf("%s: %s: nothing flowed", event, mix[i].name)
 		}
 	}
-	fmt.Fprintf(&b, "%-24s %9d %9.1f %9d %9d %9d %9d", "sum", sum.exchanges, float64(sum.bytes)/1e6, sum.connects, sum.requests, sum.corrupt, sum.killed)
+	fmt.Fprintf(&b, "%-24s %9d %9.1f %9d %9d %9d %9d", "sum", sum.exchanges, float64(sum.bytes)/1e6, sum.connects, sum.requests, sum.corrupt, sum.excused)
 	w.t.Log(b.String())
 }

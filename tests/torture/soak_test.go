@@ -36,11 +36,11 @@ var (
 // growth is the slack of figures, beside a tenth: what the load's coming and going makes of them. A map without one has
 // that of the maps.
 var growth = map[string]int{
-	"memory_kib": 8 << 10, "control_memory_kib": 8 << 10, descriptors: 16, goroutines: 8, threads: 4, sockets: 32, tcpSockets: 32, maps: 16,
+	"memory_kib": 8 << 10, "control_memory_kib": 8 << 10, descriptors: 16, goroutines: 8, threads: 4, sockets: 32, tcpSockets: 32, anyMap: 16,
 }
 
-// maps stands for every map that has no slack of its own.
-const maps = "maps"
+// anyMap stands for every map that has no slack of its own.
+const anyMap = "any map"
 
 // warmUp is a short run's slack of memory: a heap takes a few collections to find its size.
 const warmUp, shortRun = 24 << 10, 10 * time.Minute
@@ -58,7 +58,7 @@ func slackOf(name string) int {
 	if n, ok := growth[name]; ok {
 		return n
 	}
-	return growth[maps]
+	return growth[anyMap]
 }
 
 // grown names the figures that the rule objects to. Samples are in the order in which they were taken.
@@ -131,7 +131,7 @@ func TestSoak(t *testing.T) {
 	for _, g := range grown(samples, slackOf) {
 		t.Error("it grows: ", g)
 	}
-	w.judge(fmt.Sprintf("soak of %s: %s", *soakFor, c), load.stop(c.kills...), len(c.kills))
+	w.judge(fmt.Sprintf("soak of %s: %s", *soakFor, c), load.stop(killed(c.kills)), len(c.kills))
 	w.nothingLeaked("soak")
 }
 

@@ -95,7 +95,7 @@ func newTown(t *testing.T, atMost time.Duration, agentFlags ...string) *town {
 	w.serveBy(w.servers...)
 	w.startControl()
 	w.agent = w.startAgent(agentFlags...)
-	w.load(w.client, 10*time.Millisecond).stop() // what is opened once, at first use, is no leak
+	w.load(w.client, 10*time.Millisecond).stop(nothing) // what is opened once, at first use, is no leak
 	w.rest = w.atRest()
 	return w
 }
