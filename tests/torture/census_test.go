@@ -167,7 +167,11 @@ func (w *town) atRest() census {
 	w.eventually("nothing moves any more", func() error {
 		c, err := w.take()
 		if err == nil {
-			if diff := append(c.over(last), last.over(c)...); len(diff) > 0 {
+			diff := append(c.over(last), last.over(c)...)
+			if n := c.figures[sockets] + c.figures["sm_pairs"]; n > 0 { // of the warm-up
+				diff = append(diff, fmt.Sprintf("%d sockets are still open", n))
+			}
+			if len(diff) > 0 {
 				err = fmt.Errorf("%s", strings.Join(diff, ", "))
 			}
 		}

@@ -25,18 +25,18 @@ func (w *town) repairs(kind string) (int, error) {
 	return metric(text, fmt.Sprintf("sockmesh_datapath_repairs_total{kind=%q}", kind))
 }
 
-// damage does something to the kernel's part and waits until the agent has counted the repair; the result is the time in
+// damage does something to the kernel's part and waits until the agent has counted n repairs; the result is the time in
 // between.
-func (w *town) damage(kind string, do func()) lab.Window {
+func (w *town) damage(kind string, n int, do func()) lab.Window {
 	w.t.Helper()
 	before, err := w.repairs(kind)
 	w.must(err)
 	from := time.Now()
 	do()
 	w.eventually("the agent repairs a "+kind, func() error {
-		n, err := w.repairs(kind)
-		if err == nil && n <= before {
-			err = fmt.Errorf("%d repairs", n)
+		now, err := w.repairs(kind)
+		if err == nil && now < before+n {
+			err = fmt.Errorf("%d repairs of %d", now-before, n)
 		}
 		return err
 	})
@@ -77,7 +77,7 @@ func TestPinsRemovedByHandUnderMixedLoad(t *testing.T) {
 	load := w.load(w.client, 50*time.Millisecond)
 	pins := []map[string]string{w.pins("maps"), w.pins("links")}
 	for range times(1, 10) {
-		w.damage("pin", func() { w.must(os.RemoveAll(w.BPFFS())) })
+		w.damage("pin", len(pins[0])+len(pins[1]), func() { w.must(os.RemoveAll(w.BPFFS())) })
 		w.eventually("every pin is back", func() error {
 			for _, kind := range pins {
 				for _, file := range kind {
@@ -107,7 +107,7 @@ func TestProgramsDetachedByHandUnderMixedLoad(t *testing.T) {
 	detach := func(names ...string) {
 		t.Helper()
 		pins := w.pins("links")
-		gap := w.damage("link", func() {
+		gap := w.damage("link", len(names), func() {
 			for _, name := range names {
 				l, err := link.LoadPinnedLink(pins[name], nil)
 				w.must(err)
@@ -142,7 +142,7 @@ func TestVerdictDetachedByHandUnderMixedLoad(t *testing.T) {
 	w := newTown(t, 10*time.Minute)
 	load := w.load(w.client, 50*time.Millisecond)
 	for range times(2, 20) {
-		w.damage("verdict", func() {
+		w.damage("verdict", 1, func() {
 			pairs, err := ebpf.LoadPinnedMap(w.pins("maps")["sm_pairs"], nil)
 			w.must(err)
 			defer pairs.Close()

@@ -121,7 +121,7 @@ func madeIn(gaps []lab.Window) excuse {
 	return func(_ stream, f traffic.Failure) bool {
 		made := f.Connected
 		if made.IsZero() {
-			made = f.At
+			made = f.Began
 		}
 		return slices.ContainsFunc(gaps, func(g lab.Window) bool { return made.After(g.From) && made.Before(g.Until.Add(slack)) })
 	}

@@ -65,7 +65,8 @@ type Report struct {
 
 // Failure is one request that was not answered with 200.
 type Failure struct {
-	At time.Time
+	// Began is when the exchange began, or the connect; At when it failed.
+	Began, At time.Time
 	// Connected is when its connection was made; zero if that was what failed.
 	Connected time.Time
 	Error     string
@@ -167,9 +168,17 @@ func (g *generator) report() Report {
 // client has exchange after exchange, on one connection as long as that lasts.
 func (g *generator) client(ctx context.Context) {
 	for ctx.Err() == nil {
-		conn, err := net.DialTimeout(g.kind.network, g.cfg.Addr, g.cfg.Timeout)
+		began := time.Now()
+		dialer := net.Dialer{Timeout: g.cfg.Timeout}
+		conn, err := dialer.DialContext(ctx, g.kind.network, g.cfg.Addr)
+		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
+			return
+		}
 		if err != nil {
-			g.failed(Failure{At: time.Now(), Error: err.Error()})
+			g.failed(Failure{Began: began, At: time.Now(), Error: err.Error()})
 			sleep(ctx, max(g.cfg.Pause, 10*time.Millisecond))
 			continue
 		}
@@ -182,12 +191,14 @@ func (g *generator) client(ctx context.Context) {
 func (g *generator) converse(ctx context.Context, conn net.Conn) {
 	c := &conversation{cfg: &g.cfg, conn: conn, reader: bufio.NewReader(conn), seed: rand.Uint64()}
 	made := time.Now()
+	began := made
 	fail := func(err error) {
-		g.failed(Failure{At: time.Now(), Connected: made, Error: err.Error(), Corrupt: errors.Is(err, errCorrupt)})
+		g.failed(Failure{Began: began, At: time.Now(), Connected: made, Error: err.Error(), Corrupt: errors.Is(err, errCorrupt)})
 		sleep(ctx, 10*time.Millisecond)
 	}
 	for n := 1; ctx.Err() == nil; n++ {
-		if err := conn.SetDeadline(time.Now().Add(g.cfg.Timeout)); err != nil {
+		began = time.Now()
+		if err := conn.SetDeadline(began.Add(g.cfg.Timeout)); err != nil {
 			fail(err)
 			return
 		}
