@@ -73,6 +73,9 @@ func (o *outside) attachTCX(l netlink.Link, name string, at ebpf.AttachType, pro
 	if has != nil {
 		o.links[name] = has
 		if tcxIndex(has.link) == l.Attrs().Index {
+			if err := o.repin(name, has.link); err != nil {
+				return err
+			}
 			if has.prog == prog {
 				return nil
 			}
@@ -98,6 +101,19 @@ func (o *outside) attachTCX(l netlink.Link, name string, at ebpf.AttachType, pro
 		return fmt.Errorf("pin the link of %s at %s: %w", l.Attrs().Name, pin, err)
 	}
 	o.links[name] = &deviceLink{made, prog}
+	return nil
+}
+
+// repin puts a pin back that somebody has removed: see guard.go.
+func (o *outside) repin(name string, l link.Link) error {
+	pin := o.d.dir.linkPin(name)
+	if _, err := os.Lstat(pin); !errors.Is(err, os.ErrNotExist) || o.d.movedOn() || !o.d.inCharge() {
+		return nil
+	}
+	if err := errors.Join(o.d.dir.create(), l.Unpin(), l.Pin(pin)); err != nil {
+		return fmt.Errorf("pin %s again: %w", pin, err)
+	}
+	o.d.repaired(repairPin, []string{name})
 	return nil
 }
 

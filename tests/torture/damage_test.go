@@ -63,7 +63,10 @@ func (w *town) pins(kind string) map[string]string {
 	w.must(err)
 	out := map[string]string{}
 	for _, f := range files {
-		out[filepath.Base(f)] = f
+		// Links on devices are looked after by pkg/datapath/outside.go, which looks less often.
+		if !strings.HasPrefix(filepath.Base(f), "sm_nat_") {
+			out[filepath.Base(f)] = f
+		}
 	}
 	if len(out) == 0 {
 		w.t.Fatalf("no %s are pinned below %s", kind, w.BPFFS())
@@ -102,6 +105,7 @@ func TestPinsRemovedByHandUnderMixedLoad(t *testing.T) {
 // as they should; those that there are go on.
 func TestProgramsDetachedByHandUnderMixedLoad(t *testing.T) {
 	w := newTown(t, 10*time.Minute)
+	w.patience = 5 * time.Second // a connect that nobody translates goes nowhere
 	load := w.load(w.client, 50*time.Millisecond)
 	var gaps []lab.Window
 	detach := func(names ...string) {

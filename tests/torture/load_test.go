@@ -60,7 +60,11 @@ func (w *town) load(from *lab.Pod, pause time.Duration) *mixed {
 	w.t.Helper()
 	m := &mixed{w: w, pause: pause}
 	for i, s := range mix {
-		l, err := from.StartTraffic(s.config(i, connections/len(mix), pause))
+		cfg := s.config(i, connections/len(mix), pause)
+		if w.patience > 0 {
+			cfg.Timeout = w.patience
+		}
+		l, err := from.StartTraffic(cfg)
 		w.must(err)
 		m.loads = append(m.loads, l)
 	}

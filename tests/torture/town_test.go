@@ -40,6 +40,8 @@ type town struct {
 	agent, control *lab.Process
 	built          int             // pods so far
 	living         map[string]bool // hosts of pods that there are
+	// patience of the load, where it isn't the usual.
+	patience time.Duration
 	// rest is what the agent and the kernel hold while nobody wants anything.
 	rest census
 }
