@@ -19,10 +19,7 @@
  */
 #include "packet.h"
 #include "natconn.h"
-
-/* Verdicts: what is attached after us has its turn, or the packet is dropped. */
-#define SM_NEXT (-1) /* TC_ACT_UNSPEC, TCX_NEXT */
-#define SM_DROP 2    /* TC_ACT_SHOT */
+#include "refuse.h"
 
 #define PACKET_HOST 0
 
@@ -71,6 +68,8 @@ static __always_inline int sm_first_packet(struct __sk_buff *skb, struct sm_nat_
 		return sm_arrive(skb, w);
 	case SM_OUT_NONE:
 		return SM_NEXT;
+	case SM_OUT_REFUSED:
+		return sm_refuse_packet(skb);
 	default:
 		return SM_DROP;
 	}

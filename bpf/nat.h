@@ -169,6 +169,7 @@ struct sm_nat_work {
 	__u64 fib[8]; /* struct bpf_fib_lookup, whose unions have no names for Go */
 	__u32 nat_port_min;
 	__u32 nat_ports;
+	__u64 icmp_at; /* when the next refusal by ICMP is due: see sm_may_send_icmp */
 };
 
 struct {

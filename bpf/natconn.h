@@ -6,6 +6,7 @@
 #define SM_NATCONN_H
 
 #include "packet.h"
+#include "pick.h"
 
 /* How many seconds may pass before a connection's last use is written again: the hot path must not write always. */
 #define SM_NAT_COARSE 4
@@ -23,6 +24,7 @@
 #define SM_OUT_CONNECTED 0
 #define SM_OUT_NONE 1    /* not addressed to a frontend */
 #define SM_OUT_DROPPED 2 /* and counted */
+#define SM_OUT_REFUSED 3 /* to be answered so, and counted */
 
 static __always_inline void sm_fill_in_key(const struct sm_ip *src, __u16 sport, const struct sm_ip *dst, __u16 dport, __u8 proto,
 					   struct sm_nat_in_key *key)
@@ -114,21 +116,34 @@ static __always_inline void sm_lead_backend(const struct sm_nat_key *name, struc
 	in->own_port = name->backend_port;
 }
 
+/* Deletes a lead, unless it leads to another connection by now: what an LRU map forgets, somebody else may have made anew. */
+static __always_inline void sm_drop_lead(const struct sm_nat_in_key *key, const struct sm_nat_in *in)
+{
+	struct sm_nat_in *is = bpf_map_lookup_elem(&sm_nat_in, key);
+
+	if (is && !__builtin_memcmp(is, in, sizeof(*in)))
+		bpf_map_delete_elem(&sm_nat_in, key);
+	is = bpf_map_lookup_elem(&sm_nat_new_in, key);
+	if (is && !__builtin_memcmp(is, in, sizeof(*in)))
+		bpf_map_delete_elem(&sm_nat_new_in, key);
+}
+
 /* Forgets the connection w->conn with the name w->name, wherever it is. */
 __noinline int sm_forget(void)
 {
 	struct sm_nat_work *w = sm_work();
 	struct sm_nat_in_key key;
+	struct sm_nat_in in;
 
 	if (!w)
 		return 0;
 	sm_client_form(&w->name, &w->conn, &key);
-	bpf_map_delete_elem(&sm_nat_in, &key);
-	bpf_map_delete_elem(&sm_nat_new_in, &key);
+	sm_lead_client(&w->name, &in);
+	sm_drop_lead(&key, &in);
 	if (w->conn.flags & SM_NAT_SNAT) {
 		sm_backend_form(&w->name, &w->conn, &key);
-		bpf_map_delete_elem(&sm_nat_in, &key);
-		bpf_map_delete_elem(&sm_nat_new_in, &key);
+		sm_lead_backend(&w->name, &in);
+		sm_drop_lead(&key, &in);
 	}
 	bpf_map_delete_elem(&sm_nat, &w->name);
 	bpf_map_delete_elem(&sm_nat_new, &w->name);
@@ -207,13 +222,6 @@ static __always_inline bool sm_closed(__u16 flags)
 	       flags & (SM_NAT_RST_CLIENT | SM_NAT_RST_BACKEND);
 }
 
-static __always_inline bool sm_backend_good(const struct sm_nat *conn)
-{
-	struct sm_member_key key = { .pool = conn->pool, .backend = conn->backend };
-
-	return bpf_map_lookup_elem(&sm_members, &key);
-}
-
 /* A packet of a client whose connection may exist: w->in says where it leads. */
 __noinline int sm_from_client(void)
 {
@@ -233,10 +241,12 @@ __noinline int sm_from_client(void)
 		conn = bpf_map_lookup_elem(&sm_nat_new, &w->name);
 		fresh = true;
 	}
-	if (!conn)
+	if (!conn) {
+		sm_drop_lead(&w->in_key, &w->in);
 		return SM_CONN_OVER;
+	}
 	/* A TCP connection goes on with its backend, whatever became of that; for a datagram there may be a better one. */
-	if (p->proto == IPPROTO_UDP ? !sm_backend_good(conn) : sm_is_syn(p) && sm_closed(conn->flags)) {
+	if (p->proto == IPPROTO_UDP ? !sm_is_member(conn->pool, conn->backend) : sm_is_syn(p) && sm_closed(conn->flags)) {
 		w->conn = *conn;
 		sm_forget();
 		return SM_CONN_OVER;
@@ -413,16 +423,17 @@ __noinline int sm_connect_outside(struct __sk_buff *skb)
 		}
 		if (p->proto == IPPROTO_TCP && !sm_is_syn(p)) {
 			SM_COUNT(outside_stray);
-			return SM_OUT_DROPPED;
+			return w->target.flags & SM_TARGET_SILENT && !w->target.slots ? SM_OUT_DROPPED : SM_OUT_REFUSED;
 		}
-		picked = sm_pick(&w->target, &to, &backend);
+		picked = sm_pick_for(&w->target, &p->src, &to, &backend);
 	}
 	if (picked != SM_PICKED) {
-		if (w->target.flags & SM_TARGET_SILENT)
+		if (w->target.flags & SM_TARGET_SILENT) {
 			SM_COUNT(outside_silent);
-		else
-			SM_COUNT(outside_refused);
-		return SM_OUT_DROPPED;
+			return SM_OUT_DROPPED;
+		}
+		SM_COUNT(outside_refused);
+		return SM_OUT_REFUSED;
 	}
 	__builtin_memset(&w->conn, 0, sizeof(w->conn));
 	sm_store(w->conn.front, &p->dst);

@@ -188,6 +188,10 @@ static __always_inline void sm_note_fragment(const struct sm_packet *p)
 	bpf_map_update_elem(&sm_frags, &key, &ports, BPF_ANY);
 }
 
+/* Verdicts: what is attached after us has its turn, or the packet is dropped. */
+#define SM_NEXT (-1) /* TC_ACT_UNSPEC, TCX_NEXT */
+#define SM_DROP 2    /* TC_ACT_SHOT */
+
 #define SM_SRC 0
 #define SM_DST 1
 

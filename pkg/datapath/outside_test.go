@@ -46,7 +46,9 @@ func newOuter(t testing.TB) *outer {
 	o.router.do(func() {
 		l, err := netlink.LinkByName("down0")
 		must(t, err)
-		for dst, gw := range map[string]netip.Addr{"192.0.2.0/24": node4, "2001:db8:80::/64": node6} {
+		for dst, gw := range map[string]netip.Addr{
+			"192.0.2.0/24": node4, "2001:db8:80::/64": node6, "10.77.0.0/16": node4, "fd77::/64": node6, // and those of the bridge
+		} {
 			_, n, _ := net.ParseCIDR(dst)
 			must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: n, Gw: gw.AsSlice()}))
 		}
@@ -209,44 +211,74 @@ func choose(v4 bool, a, b netip.Addr) netip.Addr {
 
 func (n *ns) addr(v4 bool) netip.Addr { return choose(v4, n.v4, n.v6) }
 
-func TestNodePortForClientsOutside(t *testing.T) {
-	o := newOuter(t)
-	pod := o.pod()
-	pod.seen(8080)
-	pod.seenUDP(5353)
-	d := o.open()
-	synced(t, d)
-	bothFamilies(t, func(t *testing.T, v4 bool) {
-		for _, local := range []bool{false, true} {
-			t.Run(map[bool]string{false: "Cluster", true: "Local"}[local], func(t *testing.T) {
-				front := choose(v4, node4, node6)
-				e := service.External{Local: local}
-				d.Reconciler().SetService(external("tcp", service.TCP, ap(front, 30080), e, ap(pod.addr(v4), 8080)))
-				d.Reconciler().SetService(external("udp", service.UDP, ap(front, 30080), e, ap(pod.addr(v4), 5353)))
-				flush(t, d)
-				want := choose(v4, o.node.v4, o.node.v6)
-				if local {
-					want = o.client.addr(v4)
-				}
-				if got, err := o.client.askSeen(ap(front, 30080)); err != nil || got.Addr().Unmap() != want {
-					t.Errorf("TCP: the pod sees %v, %v; want %v", got, err, want)
-				}
-				if got, err := o.client.askUDP(ap(front, 30080)); err != nil || got.Addr().Unmap() != want {
-					t.Errorf("UDP: the pod sees %v, %v; want %v", got, err, want)
-				}
-			})
+// routed adds a pod without bridge, as some networks do: addresses of its own on a device whose other end has none.
+func (o *outer) routed() *ns {
+	p := newNS(o.t)
+	o.pods++
+	p.v4, p.v6 = netip.MustParseAddr(fmt.Sprintf("10.78.0.%d", o.pods+1)), netip.MustParseAddr(fmt.Sprintf("fd78::%x", o.pods+1))
+	name := fmt.Sprintf("cali%d", o.pods+1)
+	wire(o.t, o.node, name, "", "", p, "eth0", p.v4.String()+"/32", p.v6.String()+"/128")
+	o.node.do(func() {
+		l, err := netlink.LinkByName(name)
+		must(o.t, err)
+		for _, a := range []netip.Addr{p.v4, p.v6} {
+			must(o.t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: host(a), Scope: netlink.SCOPE_LINK}))
 		}
 	})
-	if t.Failed() {
-		t.Logf("%+v", d.Status().Outside)
-		c, _ := d.Counters()
-		t.Logf("%+v", c)
-		for _, m := range []string{"sm_outside", "sm_nat", "sm_nat_new", "sm_nat_in", "sm_nat_new_in", "sm_node"} {
-			e, err := d.Dump(m)
-			t.Log(m, err)
-			for _, x := range e {
-				t.Log(x)
-			}
+	p.do(func() {
+		l, err := netlink.LinkByName("eth0")
+		must(o.t, err)
+		for _, gw := range []string{"169.254.1.1", "fe80::1"} { // nobody's: the node's end answers for it
+			a := netip.MustParseAddr(gw)
+			must(o.t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: host(a), Scope: netlink.SCOPE_LINK}))
+			must(o.t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: a.AsSlice()}))
 		}
+	})
+	o.node.sysctl("ipv4/conf/"+name+"/proxy_arp", "1")
+	o.node.sysctl("ipv4/neigh/"+name+"/proxy_delay", "0")
+	o.node.do(func() {
+		l, err := netlink.LinkByName(name)
+		must(o.t, err)
+		address(o.t, l, "fe80::1/64")
+	})
+	return p
+}
+
+func host(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
+
+// second adds another node, on a network with this one, and a pod on it; the node forwards for its pod, and translates nothing.
+func (o *outer) second() (pod *ns) {
+	n := newNS(o.t)
+	forward(n)
+	wire(o.t, o.node, "peer0", "172.30.0.1/24", "fd30::1/64", n, "peer0", "172.30.0.2/24", "fd30::2/64")
+	pod = newNS(o.t)
+	pod.v4, pod.v6 = netip.MustParseAddr("10.79.0.2"), netip.MustParseAddr("fd79::2")
+	wire(o.t, n, "pods0", "10.79.0.1/24", "fd79::1/64", pod, "eth0", "10.79.0.2/24", "fd79::2/64")
+	route(pod, "eth0", "10.79.0.1", "fd79::1")
+	route(n, "peer0", "172.30.0.1", "fd30::1")
+	o.node.do(func() {
+		l, err := netlink.LinkByName("peer0")
+		must(o.t, err)
+		for dst, gw := range map[string]string{"10.79.0.0/24": "172.30.0.2", "fd79::/64": "fd30::2"} {
+			_, d, _ := net.ParseCIDR(dst)
+			must(o.t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: d, Gw: netip.MustParseAddr(gw).AsSlice()}))
+		}
+	})
+	return pod
+}
+
+// say logs everything that is known, for a test that fails.
+func (o *outer) say(d *Datapath) {
+	if !o.t.Failed() {
+		return
+	}
+	o.t.Logf("%+v", d.Status().Outside)
+	c, _ := d.Counters()
+	o.t.Logf("%+v", c)
+	for _, m := range []string{"sm_outside", "sm_nat", "sm_nat_new", "sm_nat_in", "sm_nat_new_in", "sm_node"} {
+		e, err := d.Dump(m)
+		o.t.Log(m, err, e)
 	}
 }

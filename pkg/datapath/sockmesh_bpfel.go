@@ -270,6 +270,7 @@ type sockmeshSmNatWork struct {
 	Fib        [8]uint64
 	NatPortMin uint32
 	NatPorts   uint32
+	IcmpAt     uint64
 }
 
 type sockmeshSmNetns struct {

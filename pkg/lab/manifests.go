@@ -111,6 +111,9 @@ func (l *Lab) serviceObjects(s ServiceSpec) []any {
 	return objects
 }
 
+// Slices are the Service's EndpointSlices alone, for a Service of another sort than SetService writes.
+func (l *Lab) Slices(s ServiceSpec) []any { return l.serviceObjects(s)[1:] }
+
 func (l *Lab) slice(s ServiceSpec, kind discoveryv1.AddressType) *discoveryv1.EndpointSlice {
 	yes, no := true, false
 	name, proto, port := "main", corev1.ProtocolTCP, int32(s.TargetPort)
