@@ -33,22 +33,20 @@ func repairMap[K, V comparable](t *tables, m *ebpf.Map, want map[K]V, prune bool
 	wrong, seen := 0, 0
 	var errs []error
 	var unknown []K
-	var k K
-	var v V
-	it := m.Iterate()
-	for it.Next(&k, &v) {
+	err := eachEntry(m, func(k K, v V) {
 		w, ok := want[k]
 		switch {
 		case !ok:
 			unknown = append(unknown, k)
-			continue
+			return
 		case w != v:
 			wrong++
 			errs = append(errs, t.put(m, k, w))
 		}
 		seen++
-	}
-	errs = append(errs, it.Err())
+	})
+	errs = append(errs, err)
+	var v V
 	if seen < len(want) {
 		for k, w := range want {
 			if err := m.Lookup(k, &v); errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -72,22 +70,20 @@ func (t *tables) repairSlots() (int, error) {
 	wrong, seen, total := 0, 0, 0
 	var errs []error
 	var unknown []slotKey
-	var k slotKey
-	var v slotValue
-	it := m.Iterate()
-	for it.Next(&k, &v) {
+	err := eachEntry(m, func(k slotKey, v slotValue) {
 		p, ok := t.pools[k.Pool]
 		if !ok || p.generation != k.Generation || k.Slot >= uint32(len(p.slots)) {
 			unknown = append(unknown, k)
-			continue
+			return
 		}
 		if p.slots[k.Slot] != v {
 			wrong++
 			errs = append(errs, t.put(m, k, p.slots[k.Slot]))
 		}
 		seen++
-	}
-	errs = append(errs, it.Err())
+	})
+	errs = append(errs, err)
+	var v slotValue
 	for _, p := range t.pools {
 		total += len(p.slots)
 	}

@@ -73,16 +73,7 @@ func newTables(o *objects) (*tables, error) {
 
 // readMap reads a whole map.
 func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
-	var k K
-	var v V
-	it := m.Iterate()
-	for it.Next(&k, &v) {
-		into[k] = v
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("read %s: %w", m, err)
-	}
-	return nil
+	return eachEntry(m, func(k K, v V) { into[k] = v })
 }
 
 // restore reads what an earlier agent left, and removes what it left half done: slots of a generation that was never
