@@ -13,6 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	squatIfAsked()
+	mainIfDNS()
 	labtest.Main(m, "../..")
 }
 
