@@ -118,20 +118,53 @@ static __always_inline int sm_to_proxy(struct bpf_sock *sk, const struct sm_conf
 	return SM_ALLOW;
 }
 
+#define SM_CHOICE_PROXY 3
+
+/* Whether a listener claims a connection: then it goes to the proxy, or to an endpoint of an offloaded listener. Global for
+ * the verifier's sake: see sm_pick_sticky. */
+__noinline int sm_choose_claim(struct sm_choice *c, __u32 flags)
+{
+	struct sm_target *found, target;
+	struct sm_dest origin;
+	int i, picked;
+
+	if (!c)
+		return SM_CHOICE_LEAVE;
+	origin = c->dest;
+	/* What was found may be replaced while it's being used, even by another kind: then decide anew. */
+	for (i = 0; i < SM_POOL_ATTEMPTS; i++) {
+		found = sm_find_claim(&origin, flags);
+		if (!found)
+			break;
+		target = *found;
+		if (target.mode == SM_MODE_PROXY)
+			return SM_CHOICE_PROXY;
+		picked = sm_pick(&target, &c->dest, &c->backend);
+		if (picked == SM_PICK_REFUSE) {
+			SM_COUNT(refused);
+			return SM_CHOICE_REFUSE;
+		}
+		if (picked == SM_PICKED) {
+			SM_COUNT(offloaded);
+			return SM_CHOICE_MOVED;
+		}
+		SM_COUNT(pool_retries);
+	}
+	return SM_CHOICE_LEAVE;
+}
+
 /* The whole decision. Changes d where the connection is to go elsewhere. */
 static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest *d)
 {
 	struct sm_dest origin = *d;
+	struct sm_choice choice = {};
 	struct bpf_sock *sk = ctx->sk;
 	struct sm_config *cfg;
 	struct sm_netns *netns = NULL;
-	struct sm_target *found;
-	struct sm_target target;
 	struct sm_sock *st = NULL;
-	__u32 backend = 0, netns_flags = 0, flags;
+	__u32 netns_flags = 0, flags;
 	__u64 cookie = 0;
 	bool proxy = false;
-	int i, picked;
 
 	if (!sk)
 		return SM_ALLOW;
@@ -160,13 +193,10 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 			netns_flags = netns->flags;
 	}
 
-	/* What was found may be replaced while it's being used, even by another kind: then decide anew. */
-	for (i = 0; i < SM_POOL_ATTEMPTS && netns_flags & SM_ENROLLED; i++) {
-		found = sm_find_claim(&origin, flags);
-		if (!found)
-			break;
-		target = *found;
-		if (target.mode == SM_MODE_PROXY) {
+	if (netns_flags & SM_ENROLLED) {
+		choice.dest = origin;
+		switch (sm_choose_claim(&choice, flags)) {
+		case SM_CHOICE_PROXY:
 			if (sm_proxy_listens(ctx, sm_is_v4(&d->ip), cfg->proxy_port))
 				return sm_to_proxy(sk, cfg, cookie, netns_flags, d);
 			if (flags & SM_FAIL_CLOSED) {
@@ -175,40 +205,31 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 			}
 			SM_COUNT(fail_open);
 			break;
-		}
-		picked = sm_pick(&target, d, &backend);
-		if (picked == SM_PICK_REFUSE) {
-			SM_COUNT(refused);
+		case SM_CHOICE_REFUSE:
 			return sm_refuse();
-		}
-		if (picked == SM_PICKED) {
-			SM_COUNT(offloaded);
+		case SM_CHOICE_MOVED:
+			*d = choice.dest;
 			st = sm_remember(sk, SM_ROLE_OFFLOAD, &origin);
 			if (st)
-				st->backend = backend;
+				st->backend = choice.backend;
 			goto direct;
 		}
-		SM_COUNT(pool_retries);
 	}
 service:
-	for (i = 0; i < SM_POOL_ATTEMPTS && flags & SM_SERVICES; i++) {
-		found = sm_find_frontend(&origin, IPPROTO_TCP);
-		if (!found)
-			break;
-		target = *found;
-		picked = sm_pick_inside(ctx, &target, d, &backend);
-		if (picked == SM_PICK_REFUSE) {
-			SM_COUNT(refused);
+	if (flags & SM_SERVICES) {
+		choice.dest = origin;
+		switch (sm_choose_tcp(ctx, &choice)) {
+		case SM_CHOICE_REFUSE:
 			return sm_refuse();
-		}
-		if (picked == SM_PICKED) {
-			SM_COUNT(service);
+		case SM_CHOICE_MOVED:
+			*d = choice.dest;
 			st = sm_remember(sk, SM_ROLE_SERVICE, &origin);
-			if (st)
-				st->backend = backend;
+			if (st) {
+				st->backend = choice.backend;
+				st->pool = choice.pool;
+			}
 			goto direct;
 		}
-		SM_COUNT(pool_retries);
 	}
 
 	sm_leave(sk);
@@ -226,12 +247,11 @@ SEC("cgroup/connect4")
 int sm_connect4(struct bpf_sock_addr *ctx)
 {
 	struct sm_dest d = { .ip = sm_mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port) };
-	struct sm_dest was = d;
 	int verdict = sm_connect(ctx, &d);
 
-	if (d.ip.word[3] != was.ip.word[3])
+	if (d.ip.word[3] != ctx->user_ip4)
 		ctx->user_ip4 = d.ip.word[3];
-	if (d.port != was.port)
+	if (d.port != bpf_ntohs(ctx->user_port))
 		ctx->user_port = bpf_htons(d.port);
 	return verdict;
 }
@@ -239,20 +259,14 @@ int sm_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int sm_connect6(struct bpf_sock_addr *ctx)
 {
-	struct sm_dest d, was;
+	struct sm_dest d = {};
 	int verdict;
 
 	sm_read6(ctx, &d);
-	was = d;
 	verdict = sm_connect(ctx, &d);
-	if (__builtin_memcmp(&d.ip, &was.ip, sizeof(d.ip))) {
-		ctx->user_ip6[0] = d.ip.word[0];
-		ctx->user_ip6[1] = d.ip.word[1];
-		ctx->user_ip6[2] = d.ip.word[2];
-		ctx->user_ip6[3] = d.ip.word[3];
-	}
-	if (d.port != was.port)
-		ctx->user_port = bpf_htons(d.port);
+	if (d.ip.word[0] != ctx->user_ip6[0] || d.ip.word[1] != ctx->user_ip6[1] || d.ip.word[2] != ctx->user_ip6[2] ||
+	    d.ip.word[3] != ctx->user_ip6[3] || d.port != bpf_ntohs(ctx->user_port))
+		sm_write6(ctx, &d);
 	return verdict;
 }
 

@@ -38,7 +38,7 @@ static __always_inline struct sm_ip sm_client_inside(struct bpf_sock_addr *ctx)
 	return client;
 }
 
-static __always_inline int sm_pick_inside(struct bpf_sock_addr *ctx, const struct sm_target *target, struct sm_dest *d,
+static __always_inline int sm_pick_inside(struct bpf_sock_addr *ctx, struct sm_target *target, struct sm_dest *d,
 					  __u32 *backend_id)
 {
 	struct sm_ip client;
@@ -47,6 +47,48 @@ static __always_inline int sm_pick_inside(struct bpf_sock_addr *ctx, const struc
 		return sm_pick(target, d, backend_id);
 	client = sm_client_inside(ctx);
 	return sm_pick_sticky(target, &client, d, backend_id);
+}
+
+#define SM_CHOICE_LEAVE 0  /* no Service: the address stays */
+#define SM_CHOICE_MOVED 1  /* dest is the backend's */
+#define SM_CHOICE_REFUSE 2 /* the Service has no backends */
+
+/* An address, and what becomes of it. */
+struct sm_choice {
+	struct sm_dest dest;
+	__u32 pool;
+	__u32 backend;
+};
+
+/* Where a TCP connection to an address goes, if that is a Service's. Global for the verifier's sake: see sm_pick_sticky. */
+__noinline int sm_choose_tcp(struct bpf_sock_addr *ctx, struct sm_choice *c)
+{
+	struct sm_target *found, target;
+	struct sm_dest front;
+	int i, picked;
+
+	if (!c)
+		return SM_CHOICE_LEAVE;
+	front = c->dest;
+	for (i = 0; i < SM_POOL_ATTEMPTS; i++) {
+		found = sm_find_frontend(&front, IPPROTO_TCP);
+		if (!found)
+			break;
+		target = *found;
+		picked = sm_pick_inside(ctx, &target, &c->dest, &c->backend);
+		if (picked == SM_PICK_REFUSE) {
+			SM_COUNT(refused);
+			return SM_CHOICE_REFUSE;
+		}
+		if (picked == SM_PICKED) {
+			SM_COUNT(service);
+			c->pool = target.pool;
+			return SM_CHOICE_MOVED;
+		}
+		SM_COUNT(pool_retries);
+	}
+	c->dest = front;
+	return SM_CHOICE_LEAVE;
 }
 
 /* What the socket has to remember. Reused when a socket connects again. */

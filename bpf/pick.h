@@ -14,6 +14,7 @@
 struct sm_dest {
 	struct sm_ip ip;
 	__u16 port;
+	__u16 pad; /* none by the compiler: what is handed to a global function has no bytes that nobody wrote */
 };
 
 static __always_inline struct sm_target *sm_find_frontend(const struct sm_dest *d, __u8 proto)
@@ -102,15 +103,20 @@ static __always_inline bool sm_stays(const struct sm_target *target, const union
 }
 
 /* The backend that this client had within the time-out, if it is still good; else a draw, which it then keeps. Of several
- * first connections at once all but one lose the exchange, and take what the winner drew. */
-static __always_inline int sm_pick_sticky(const struct sm_target *target, const struct sm_ip *client, struct sm_dest *d,
-					  __u32 *backend_id)
+ * first connections at once all but one lose the exchange, and take what the winner drew.
+ *
+ * A global function, so that the verifier looks at it once in each program, not once for each way that leads here. That is
+ * why it has to check its arguments. */
+__noinline int sm_pick_sticky(struct sm_target *target, struct sm_ip *client, struct sm_dest *d, __u32 *backend_id)
 {
-	struct sm_affinity_key key = { .pool = target->pool };
+	struct sm_affinity_key key = {};
 	union sm_affinity_word had = {}, next = {};
 	struct sm_affinity *entry;
 	int picked;
 
+	if (!target || !client || !d || !backend_id)
+		return SM_PICK_REFUSE;
+	key.pool = target->pool;
 	*(struct sm_ip *)key.client = *client;
 	next.is.used = sm_seconds();
 	entry = bpf_map_lookup_elem(&sm_affinity, &key);
@@ -146,7 +152,7 @@ static __always_inline int sm_pick_sticky(const struct sm_target *target, const 
 }
 
 /* Picks a backend for the client and puts its address into d. The client only counts where the target has affinity. */
-static __always_inline int sm_pick_for(const struct sm_target *target, const struct sm_ip *client, struct sm_dest *d,
+static __always_inline int sm_pick_for(struct sm_target *target, struct sm_ip *client, struct sm_dest *d,
 				       __u32 *backend_id)
 {
 	if (!target->affinity_seconds)

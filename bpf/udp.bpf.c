@@ -10,17 +10,14 @@
 SEC("cgroup/sendmsg4")
 int sm_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	struct sm_dest d = { .ip = sm_mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port) };
-	__u32 pool = 0, backend = 0;
+	struct sm_choice c = { .dest = { .ip = sm_mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port) } };
 
-	if (!ctx->sk)
-		return SM_ALLOW;
-	switch (sm_translate_udp(ctx, &d, false, &pool, &backend)) {
-	case SM_UDP_REFUSE:
+	switch (sm_choose_udp(ctx, &c, false)) {
+	case SM_CHOICE_REFUSE:
 		return sm_refuse();
-	case SM_UDP_MOVED:
-		ctx->user_ip4 = d.ip.word[3];
-		ctx->user_port = bpf_htons(d.port);
+	case SM_CHOICE_MOVED:
+		ctx->user_ip4 = c.dest.ip.word[3];
+		ctx->user_port = bpf_htons(c.dest.port);
 	}
 	return SM_ALLOW;
 }
@@ -28,17 +25,14 @@ int sm_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg6")
 int sm_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	__u32 pool = 0, backend = 0;
-	struct sm_dest d;
+	struct sm_choice c = {};
 
-	if (!ctx->sk)
-		return SM_ALLOW;
-	sm_read6(ctx, &d);
-	switch (sm_translate_udp(ctx, &d, false, &pool, &backend)) {
-	case SM_UDP_REFUSE:
+	sm_read6(ctx, &c.dest);
+	switch (sm_choose_udp(ctx, &c, false)) {
+	case SM_CHOICE_REFUSE:
 		return sm_refuse();
-	case SM_UDP_MOVED:
-		sm_write6(ctx, &d);
+	case SM_CHOICE_MOVED:
+		sm_write6(ctx, &c.dest);
 	}
 	return SM_ALLOW;
 }
@@ -58,7 +52,7 @@ int sm_recvmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg6")
 int sm_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	struct sm_dest d;
+	struct sm_dest d = {};
 
 	sm_read6(ctx, &d);
 	if (sm_answered(ctx, &d))

@@ -85,42 +85,59 @@ static __always_inline bool sm_find_flow(struct bpf_sock_addr *ctx, struct sm_ud
 	return true;
 }
 
-/* Notes where the socket's datagrams to flow->front go from now on. */
-static __always_inline void sm_keep_flow(struct bpf_sock_addr *ctx, struct sm_udp *udp, struct sm_udp_flow *flow)
+/* Puts what is in one flow into the other and the other way round, without a third one on the stack. */
+static __always_inline void sm_swap(struct sm_udp_flow *a, struct sm_udp_flow *b)
 {
-	struct sm_udp_flow before = {};
-	struct sm_udp_key key;
-	struct sm_ip front = sm_load(flow->front);
-	struct sm_dest d = { .ip = front, .port = flow->front_port };
-	bool kept = false, replaced = false;
+	__u32 *x = (__u32 *)a, *y = (__u32 *)b, z;
 	int i;
 
+#pragma unroll
+	for (i = 0; i < sizeof(*a) / sizeof(z); i++) {
+		z = x[i];
+		x[i] = y[i];
+		y[i] = z;
+	}
+}
+
+/* Notes where the socket's datagrams to front, which is flow->front, go from now on. Spoils flow. Global, so that its stack
+ * is its own. */
+__noinline int sm_keep_flow(struct bpf_sock_addr *ctx, struct sm_dest *front, struct sm_udp_flow *flow)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sm_udp_key key;
+	struct sm_udp *udp;
+	bool kept = false;
+	int i;
+
+	if (!sk || !front || !flow)
+		return 0;
+	udp = bpf_sk_storage_get(&sm_udp, sk, 0, 0);
+	if (!udp)
+		return 0;
 	bpf_spin_lock(&udp->lock);
 	flow->used = ++udp->uses;
 	for (i = 0; i < SM_UDP_FLOWS; i++) {
 		struct sm_udp_flow *f = &udp->flows[i];
 
-		if (f->front_port && !sm_same(f->front, f->front_port, &d))
+		if (f->front_port && !sm_same(f->front, f->front_port, front))
 			continue;
-		replaced = f->front_port;
-		before = *f;
-		*f = *flow;
+		sm_swap(f, flow);
 		kept = true;
 		break;
 	}
-	if (!kept || replaced)
+	if (flow->front_port)
 		udp->spilled = 1;
 	bpf_spin_unlock(&udp->lock);
-	if (replaced) { /* may answer yet */
-		sm_more_key(ctx, before.addr, before.port, 1, &key);
-		bpf_map_update_elem(&sm_udp_more, &key, &before, BPF_ANY);
-	}
-	if (!kept) {
-		sm_more_key(ctx, flow->front, flow->front_port, 0, &key);
-		bpf_map_update_elem(&sm_udp_more, &key, flow, BPF_ANY);
-		sm_more_key(ctx, flow->addr, flow->port, 1, &key);
-		bpf_map_update_elem(&sm_udp_more, &key, flow, BPF_ANY);
-	}
+	if (!flow->front_port)
+		return 0; /* there was room */
+	/* Now flow is the backend of before, which may answer yet, or the one that found no room. */
+	sm_more_key(ctx, flow->addr, flow->port, 1, &key);
+	bpf_map_update_elem(&sm_udp_more, &key, flow, BPF_ANY);
+	if (kept)
+		return 0;
+	sm_more_key(ctx, flow->front, flow->front_port, 0, &key);
+	bpf_map_update_elem(&sm_udp_more, &key, flow, BPF_ANY);
+	return 0;
 }
 
 /* The socket sends to an address that is no Service's, or connects to it. If it is that of a backend, its answers are its own
@@ -207,95 +224,95 @@ static __always_inline bool sm_answered(struct bpf_sock_addr *ctx, struct sm_des
 	return found;
 }
 
-#define SM_UDP_LEAVE 0  /* no Service: the address stays */
-#define SM_UDP_MOVED 1  /* d is the backend's */
-#define SM_UDP_REFUSE 2 /* the Service has no backends */
-
-/* The whole decision about one address. */
-static __always_inline int sm_translate_udp(struct bpf_sock_addr *ctx, struct sm_dest *d, bool connecting, __u32 *pool,
-					    __u32 *backend)
+/* Where a UDP socket's datagrams to an address go, if that is a Service's. Global for the verifier's sake: see
+ * sm_pick_sticky. */
+__noinline int sm_choose_udp(struct bpf_sock_addr *ctx, struct sm_choice *c, int connecting)
 {
 	struct sm_config *cfg = sm_configuration();
-	struct sm_dest front = *d;
+	struct bpf_sock *sk = ctx->sk;
 	struct sm_target *found, target;
-	struct sm_udp_flow flow;
+	struct sm_udp_flow flow = {};
+	struct sm_dest front;
 	struct sm_udp *udp;
 	struct sm_ip client;
 	bool known;
 	int i, picked;
 
-	if (!cfg || !(cfg->flags & SM_SERVICES) || ctx->protocol != IPPROTO_UDP)
-		return SM_UDP_LEAVE;
-	if (sm_is_loopback(&d->ip) && !sm_serves_loopback(ctx, cfg))
-		return SM_UDP_LEAVE;
+	if (!c || !sk || !cfg || !(cfg->flags & SM_SERVICES) || ctx->protocol != IPPROTO_UDP)
+		return SM_CHOICE_LEAVE;
+	front = c->dest;
+	if (sm_is_loopback(&front.ip) && !sm_serves_loopback(ctx, cfg))
+		return SM_CHOICE_LEAVE;
 	found = sm_find_frontend(&front, IPPROTO_UDP);
 	if (!found) {
-		sm_go_direct(ctx, d, connecting);
-		return SM_UDP_LEAVE;
+		sm_go_direct(ctx, &front, connecting);
+		return SM_CHOICE_LEAVE;
 	}
-	udp = bpf_sk_storage_get(&sm_udp, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	udp = bpf_sk_storage_get(&sm_udp, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!udp)
 		SM_COUNT(storage_failed); /* the datagram gets there; its answer shows the backend */
-	__builtin_memset(&flow, 0, sizeof(flow));
 	known = udp && sm_find_flow(ctx, udp, &front, &flow);
 	for (i = 0; i < SM_POOL_ATTEMPTS && found; i++) {
 		target = *found;
 		if (known && flow.pool == target.pool && sm_is_member(target.pool, flow.backend)) {
-			d->ip = sm_load(flow.addr);
-			d->port = flow.port;
-			*pool = flow.pool;
-			*backend = flow.backend;
+			c->dest.ip = sm_load(flow.addr);
+			c->dest.port = flow.port;
+			c->pool = flow.pool;
+			c->backend = flow.backend;
 			if (target.affinity_seconds) {
 				client = sm_client_inside(ctx);
 				sm_refresh(&target, &client, flow.backend);
 			}
-			return SM_UDP_MOVED;
+			return SM_CHOICE_MOVED;
 		}
-		picked = sm_pick_inside(ctx, &target, d, backend);
+		picked = sm_pick_inside(ctx, &target, &c->dest, &c->backend);
 		if (picked == SM_PICK_REFUSE) {
 			SM_COUNT(refused);
-			return SM_UDP_REFUSE;
+			return SM_CHOICE_REFUSE;
 		}
-		if (picked == SM_PICKED) {
-			*pool = target.pool;
-			SM_COUNT(service);
-			if (known)
-				SM_COUNT(udp_repicked);
-			__builtin_memset(&flow, 0, sizeof(flow));
-			sm_store(flow.front, &front.ip);
-			flow.front_port = front.port;
-			sm_store(flow.addr, &d->ip);
-			flow.port = d->port;
-			flow.pool = target.pool;
-			flow.backend = *backend;
-			if (udp)
-				sm_keep_flow(ctx, udp, &flow);
-			return SM_UDP_MOVED;
-		}
+		if (picked == SM_PICKED)
+			break;
 		SM_COUNT(pool_retries);
 		found = sm_find_frontend(&front, IPPROTO_UDP);
 	}
-	return SM_UDP_LEAVE;
+	if (!found || i == SM_POOL_ATTEMPTS) {
+		c->dest = front;
+		return SM_CHOICE_LEAVE;
+	}
+	SM_COUNT(service);
+	if (known)
+		SM_COUNT(udp_repicked);
+	c->pool = target.pool;
+	__builtin_memset(&flow, 0, sizeof(flow));
+	sm_store(flow.front, &front.ip);
+	flow.front_port = front.port;
+	sm_store(flow.addr, &c->dest.ip);
+	flow.port = c->dest.port;
+	flow.pool = target.pool;
+	flow.backend = c->backend;
+	sm_keep_flow(ctx, &front, &flow);
+	return SM_CHOICE_MOVED;
 }
 
 /* connect() of a UDP socket: the kernel sends there from now on without asking, so the socket says what it is tied to,
  * for whoever has to end it when the backend is gone (pkg/datapath/endings.go). */
 static __always_inline int sm_connect_udp(struct bpf_sock_addr *ctx, struct sm_dest *d)
 {
+	struct sm_choice choice = { .dest = *d };
 	struct sm_dest front = *d;
-	__u32 pool = 0, backend = 0;
 	struct sm_sock *st;
 
-	switch (sm_translate_udp(ctx, d, true, &pool, &backend)) {
-	case SM_UDP_LEAVE:
+	switch (sm_choose_udp(ctx, &choice, true)) {
+	case SM_CHOICE_LEAVE:
 		return sm_leave(ctx->sk);
-	case SM_UDP_REFUSE:
+	case SM_CHOICE_REFUSE:
 		return sm_refuse();
 	}
+	*d = choice.dest;
 	st = sm_remember(ctx->sk, SM_ROLE_SERVICE, &front);
 	if (st) {
-		st->backend = backend;
-		st->pool = pool;
+		st->backend = choice.backend;
+		st->pool = choice.pool;
 	}
 	return SM_ALLOW;
 }

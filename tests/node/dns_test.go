@@ -168,6 +168,12 @@ func (s *sender) look() error {
 			return err
 		}
 		n, from, err := unix.Recvfrom(s.fd, b, 0)
+		if err == unix.EINTR { // a signal of Go's scheduler
+			if !time.Now().Before(deadline) {
+				return errors.New("no answer in time")
+			}
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
