@@ -404,6 +404,7 @@ __noinline int sm_connect_outside(struct __sk_buff *skb)
 	struct sm_dest to = {};
 	bool same = false;
 	int i, picked = SM_PICK_STALE;
+	struct sm_ip client;
 	__u32 backend = 0;
 
 	if (!w)
@@ -425,7 +426,8 @@ __noinline int sm_connect_outside(struct __sk_buff *skb)
 			SM_COUNT(outside_stray);
 			return w->target.flags & SM_TARGET_SILENT && !w->target.slots ? SM_OUT_DROPPED : SM_OUT_REFUSED;
 		}
-		picked = sm_pick_for(&w->target, &p->src, &to, &backend);
+		client = p->src;
+		picked = sm_pick_for(&w->target, &client, &to, &backend);
 	}
 	if (picked != SM_PICKED) {
 		if (w->target.flags & SM_TARGET_SILENT) {
