@@ -127,13 +127,14 @@ func sized(cfg Config) (*ebpf.CollectionSpec, error) {
 	}
 	// A proxied connection has four sockets and two directions.
 	spec.Maps[sockmeshMapAsideSlots].MaxEntries = max(cfg.Sizes.Pairs/2, 2)
-	// A connection arrives in two forms. Those whose handshake isn't over are an eighth as many, and preallocated.
-	nat := cfg.Sizes.NAT
-	if !cfg.Outside {
-		nat = 1
+	// A connection arrives in two forms. Those whose handshake isn't over are an eighth as many, and preallocated; not too few,
+	// because a small LRU map forgets long before it is full.
+	nat, unanswered := uint32(1), uint32(1)
+	if cfg.Outside {
+		nat, unanswered = cfg.Sizes.NAT, max(cfg.Sizes.NAT/8, 256)
 	}
 	spec.Maps[sockmeshMapSmNat].MaxEntries, spec.Maps[sockmeshMapSmNatIn].MaxEntries = nat, 2*nat
-	spec.Maps[sockmeshMapSmNatNew].MaxEntries, spec.Maps[sockmeshMapSmNatNewIn].MaxEntries = max(nat/8, 1), max(nat/4, 1)
+	spec.Maps[sockmeshMapSmNatNew].MaxEntries, spec.Maps[sockmeshMapSmNatNewIn].MaxEntries = unanswered, 2*unanswered
 	return spec, nil
 }
 
