@@ -28,7 +28,7 @@ func TestAgentKilledAtRandomMomentsUnderMixedLoad(t *testing.T) {
 	load := w.load(w.client, 50*time.Millisecond)
 	var kills []lab.Window
 	for range times(5, 100) {
-		kills = append(kills, w.agent.KillTimed())
+		kills = append(kills, w.kill())
 		w.agent = w.startAgent()
 	}
 	w.judge("kill -9", load.stop(killed(kills)), len(kills))

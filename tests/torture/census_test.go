@@ -38,7 +38,7 @@ func (w *town) take() (census, error) {
 		return c, err
 	}
 	for _, m := range s.Datapath.Maps {
-		if m.Type != "SkStorage" {
+		if m.Type != "SkStorage" && m.Type != "LRUHash" { // the one goes with its sockets, the other forgets by itself
 			c.figures[m.Name] = m.Entries
 		}
 	}
@@ -132,8 +132,8 @@ func (w *town) tcpSockets() ([]string, error) {
 	return out, nil
 }
 
-// bounded are figures with a ceiling of their own, which come and go: threads are Go's to make, and LRU maps forget by
-// themselves. Everything else must go back to where it was.
+// bounded are figures with a ceiling of their own, which come and go: threads are Go's to make. Everything else must go
+// back to where it was.
 var bounded = map[string]bool{threads: true}
 
 // over lists what is more than in the other census.

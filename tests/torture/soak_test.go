@@ -173,7 +173,7 @@ func (c *churn) step() {
 			w.agent = w.startAgent()
 			c.stops++
 		case 1:
-			c.kills = append(c.kills, w.agent.KillTimed())
+			c.kills = append(c.kills, w.kill())
 			w.agent = w.startAgent()
 		case 2:
 			w.upgrade()

@@ -8,9 +8,12 @@ package torture
 
 import (
 	"context"
+	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -183,6 +186,25 @@ func (w *town) replaceServer(i int, load *mixed) {
 	w.remove(old)
 }
 
+// kill is kill -9. What it explains lasts until nobody accepts in the client's pod any more: io_uring lets go of a dead
+// process's listeners some milliseconds after the process has ended.
+func (w *town) kill() lab.Window {
+	w.t.Helper()
+	k := w.agent.KillTimed()
+	for _, addr := range []string{"127.0.0.1:15001", "[::1]:15001"} {
+		w.eventually("a dead agent's listener is gone", func() error {
+			c, err := w.client.Dial(w.ctx, "tcp", addr)
+			if err == nil {
+				c.Close()
+				return errors.New("it still accepts")
+			}
+			return nil
+		})
+	}
+	k.Until = time.Now()
+	return k
+}
+
 // upgrade starts a second agent beside the first, which is ended when the second is ready.
 func (w *town) upgrade() {
 	w.t.Helper()
@@ -201,8 +223,16 @@ func (w *town) startControl() {
 // startAgent waits until everything that the folders hold is in force.
 func (w *town) startAgent(flags ...string) *lab.Process {
 	w.t.Helper()
-	agent, err := w.StartAgent(w.ctx, flags...)
+	agent, err := w.StartAgentNoWait(flags...)
 	w.must(err)
+	// An agent that still runs beside it answers /readyz too, so the new one's own word is waited for first.
+	w.eventually("the new agent's canary arrives", func() error {
+		if !agent.Running() || !strings.Contains(agent.Output(), "canary connections go through") {
+			return fmt.Errorf("the agent runs: %v; it says: %s", agent.Running(), agent.Tail())
+		}
+		return nil
+	})
+	w.must(w.WaitReady(w.ctx, agent))
 	w.must(w.WaitStatus(w.ctx, "the town's configuration", func(s lab.Status) bool {
 		return s.XDS.Resources["listener"] == 3 && s.XDS.Resources["cluster"] == 3 && s.XDS.Resources["endpoint"] == 3 &&
 			s.Kubernetes.Services >= 4 && s.Pods.Enrolled >= 1 && len(s.Datapath.Errors) == 0
