@@ -72,7 +72,7 @@ type Config struct {
 	// OpenNetns gives a descriptor of the network namespace with the cookie, to be closed by the caller: how sockets of
 	// pods are reached that have to end. Optional: else they are reached through the processes that have them, which
 	// takes CAP_SYS_PTRACE.
-	OpenNetns func(cookie uint64) (*os.File, error)
+	OpenNetns func(cookie uint64) (*os.File, error) `json:"-"`
 	// DriftInterval is the time between full comparisons of the maps with what was written; default 30 s.
 	DriftInterval time.Duration
 

@@ -25,7 +25,6 @@ type Listener struct {
 	accept    func(fd int, peer netip.AddrPort)
 	timer     Timer
 	resting   bool
-	polling   bool // the backend waits for one readiness
 	closed    bool
 	lastLog   int64
 }

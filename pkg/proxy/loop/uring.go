@@ -28,6 +28,10 @@ type uring struct {
 	large  *buffers // for single receives
 	small  *buffers // for multishot receives
 	wakeFD int
+	// lnFD is the epoll set of listeners, lnPolling: the ring waits for it.
+	lnFD      int
+	lnPolling bool
+	lnEvents  [16]unix.EpollEvent
 	// busy counts requests that will still complete.
 	busy    int
 	flights []*flight
@@ -91,6 +95,11 @@ func newUring(l *Loop) (*uring, error) {
 		r.close()
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
+	if u.lnFD, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		_ = unix.Close(u.wakeFD)
+		r.close()
+		return nil, fmt.Errorf("epoll_create: %w", err)
+	}
 	return u, nil
 }
 
@@ -141,8 +150,10 @@ func (u *uring) request(kind int, slot, gen int32) *sqe {
 
 // close waits for what the kernel still works on, so that no socket outlives the loop, and lets go.
 func (u *uring) close() {
-	e := u.request(kindIgnore, 0, 0)
-	e.opcode, e.fd, e.opFlags = opAsyncCancel, int32(u.wakeFD), cancelAll|cancelFD
+	for _, fd := range []int{u.wakeFD, u.lnFD} {
+		e := u.request(kindIgnore, 0, 0)
+		e.opcode, e.fd, e.opFlags = opAsyncCancel, int32(fd), cancelAll|cancelFD
+	}
 	for end := time.Now().Add(time.Second); u.busy > 0 && time.Now().Before(end); {
 		if errno := u.ring.enter(true, 10*time.Millisecond); errno != 0 && errno != unix.ETIME && errno != unix.EINTR {
 			break
@@ -151,6 +162,7 @@ func (u *uring) close() {
 	}
 	u.ring.close()
 	_ = unix.Close(u.wakeFD)
+	_ = unix.Close(u.lnFD)
 }
 
 func (u *uring) attach(c *Conn) error {
@@ -326,28 +338,61 @@ func (u *uring) streams(c *Conn) {
 	u.cancelTagged(tag(kindRecvMulti, c.slot, c.gen))
 }
 
+// Listeners stand in an epoll set of their own, and the ring waits for the set. A request on a listener would hold it: the
+// kernel takes a dead process's ring apart some milliseconds after the process, and until then the listener would take
+// connections that nobody serves, where they should meet the Service instead. An epoll set holds nothing.
 func (u *uring) attachListener(ln *Listener) error {
-	u.updateListener(ln, true)
+	if err := u.listener(unix.EPOLL_CTL_ADD, ln, unix.EPOLLIN); err != nil {
+		return err
+	}
+	u.watchListeners()
 	return nil
 }
 
-// updateListener watches for one readiness at a time: that is level-triggered, and accept takes a batch.
-func (u *uring) updateListener(ln *Listener, on bool) {
-	if !on || ln.polling {
-		return
+func (u *uring) listener(op int, ln *Listener, events uint32) error {
+	u.l.stats.syscalls++
+	if err := unix.EpollCtl(u.lnFD, op, int(ln.fd), &unix.EpollEvent{Events: events, Fd: ln.slot, Pad: ln.gen}); err != nil {
+		return fmt.Errorf("epoll_ctl: %w", err)
 	}
-	ln.polling = true
-	e := u.request(kindListen, ln.slot, ln.gen)
-	e.opcode, e.fd, e.opFlags = opPollAdd, ln.fd, pollMask(unix.POLLIN)
+	return nil
 }
 
-// detachListener must have let go when it returns: the socket is closed next, and a request that holds it would go on
-// taking connections into a backlog that nobody empties.
+// watchListeners waits for one readiness of the set at a time: that is level-triggered, and accept takes a batch.
+func (u *uring) watchListeners() {
+	if u.lnPolling {
+		return
+	}
+	u.lnPolling = true
+	e := u.request(kindListen, 0, 0)
+	e.opcode, e.fd, e.opFlags = opPollAdd, int32(u.lnFD), pollMask(unix.POLLIN)
+}
+
+func (u *uring) updateListener(ln *Listener, on bool) {
+	var events uint32
+	if on {
+		events = unix.EPOLLIN
+	}
+	if err := u.listener(unix.EPOLL_CTL_MOD, ln, events); err != nil {
+		u.l.log.Error("cannot change a listener's events", "error", err)
+	}
+}
+
 func (u *uring) detachListener(ln *Listener) {
-	if ln.polling {
-		u.cancelTagged(tag(kindListen, ln.slot, ln.gen))
-		u.l.stats.syscalls++
-		u.ring.enter(false, 0)
+	// Explicitly: whoever gave us the listener may hold a duplicate of its descriptor.
+	_ = u.listener(unix.EPOLL_CTL_DEL, ln, 0)
+}
+
+// acceptAll takes what waits at the listeners.
+func (u *uring) acceptAll() {
+	u.l.stats.syscalls++
+	n, err := unix.EpollWait(u.lnFD, u.lnEvents[:], 0)
+	if err != nil {
+		n = 0 // interrupted: the set is ready still
+	}
+	for i := range n {
+		if ent := &u.l.entries[u.lnEvents[i].Fd]; ent.gen == u.lnEvents[i].Pad && ent.ln != nil {
+			u.l.acceptable(ent.ln)
+		}
 	}
 }
 
@@ -420,12 +465,10 @@ func (u *uring) handle(e *cqe) {
 	case kindSend:
 		u.landed(slot, e.res)
 	case kindListen:
-		if ent := &l.entries[slot]; ent.gen == gen && ent.ln != nil {
-			ent.ln.polling = false
-			l.acceptable(ent.ln)
-			if !ent.ln.closed && !ent.ln.resting {
-				u.updateListener(ent.ln, true)
-			}
+		u.lnPolling = false
+		if e.res >= 0 {
+			u.acceptAll()
+			u.watchListeners()
 		}
 	case kindPoll:
 		if ent := &l.entries[slot]; ent.gen == gen && ent.conn != nil {

@@ -177,6 +177,11 @@ func TestResetsAreFlagged(t *testing.T) {
 	r := newRig(t, proxyTo("a"), clusterOf("a", backend(t, func(c *net.TCPConn) { ready <- c })))
 	c := dial(t, r.addr)
 	s := <-ready
+	// A reset that comes before the proxy has seen the handshake's end is a connect that failed.
+	_, _ = s.Write([]byte("x"))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	_ = s.SetLinger(0)
 	s.Close()
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
