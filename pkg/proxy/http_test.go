@@ -114,8 +114,10 @@ func TestNoRequestFailsWhileRoutesAndClustersChange(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	if dialled.Load() != 8 {
-		t.Errorf("%d connections for 8 clients: changes must not cost connections", dialled.Load())
+	// On a busy machine Go's client gives a connection up by itself now and then (maxWriteWaitBeforeConnReuse, 50 ms); 200
+	// changes that cost connections would cost hundreds.
+	if n := dialled.Load(); n < 8 || n > 16 {
+		t.Errorf("%d connections for 8 clients: changes must not cost connections", n)
 	}
 	http.DefaultClient.CloseIdleConnections()
 	time.Sleep(time.Millisecond)
