@@ -109,9 +109,9 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	}
 	a.logs, a.metrics = telemetry.NewLogs(), telemetry.NewMetrics()
 	a.engine, err = proxy.New(proxy.Config{
-		Concurrency: cfg.Concurrency, IO: cfg.IO, Own: a.datapath.Own, MaxConnsPerPod: cfg.MaxConnectionsPerPod, OriginalDst: a.originalDst, StepAside: a.stepAside, Metrics: a.metrics,
-		Logs:   a.logs,
-		Logger: log.With("component", "proxy"),
+		Concurrency: cfg.Concurrency, IO: cfg.IO, MaxConnsPerPod: cfg.MaxConnectionsPerPod,
+		Own: a.datapath.Own, Leave: a.leaveListener, OriginalDst: a.originalDst, StepAside: a.stepAside,
+		Metrics: a.metrics, Logs: a.logs, Logger: log.With("component", "proxy"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the proxy can't be set up: %w", err)
@@ -395,6 +395,20 @@ func (a *Agent) drain(force context.Context) {
 		return
 	}
 	a.log.Info("every connection has ended", "waited", time.Since(start))
+}
+
+// leaveListener is told of a pod's listener that is about to close. Beside a successor the hooks must go on sending
+// connections to the port, where the successor gets them; without one they must not.
+func (a *Agent) leaveListener(fd int) error {
+	if a.superseded() {
+		return nil
+	}
+	return a.datapath.DisownListener(fd)
+}
+
+// superseded: another agent has been started beside this one and has taken over.
+func (a *Agent) superseded() bool {
+	return a.succeeded.Load() || a.admin != nil && a.admin.Replaced() || a.datapath.Reconciler().Status().Superseded
 }
 
 // close lets go of everything, in reverse. The pins stay.

@@ -132,7 +132,7 @@ func (a *Agent) awaitSuccessor(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if a.admin.Replaced() || a.datapath.Reconciler().Status().Superseded {
+		if a.superseded() {
 			a.succeeded.Store(true)
 			a.closeHealth()
 			a.log.Warn("another agent has taken over: this one only serves what it has, and waits for SIGTERM", "admin", a.cfg.Admin)

@@ -36,6 +36,15 @@ func (d *Datapath) OwnListener(fd int) error {
 	return d.Own(fd)
 }
 
+// DisownListener has connect() pass a listener by, which is about to close: connections go where they go without a proxy,
+// and none can be on its way when the socket is closed. It stays known to OwnsListener.
+func (d *Datapath) DisownListener(fd int) error {
+	if err := d.objs.sock().Delete(int32(fd)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("tell the programs that a listener closes: %w", err)
+	}
+	return nil
+}
+
 // OwnsListener tells whether a listener was made by an agent on these maps, this one or another.
 func (d *Datapath) OwnsListener(cookie uint64) (bool, error) {
 	var one uint32

@@ -43,6 +43,9 @@ const (
 	spareFiles = 512
 	// switchPatience is how long a call waits for the loops, which need microseconds.
 	switchPatience = 5 * time.Second
+	// leaveTime lies between the moment from which no new connection is sent to a listener and its end: one that was sent
+	// there just before is on its way, in the hands of a thread that may have lost its core.
+	leaveTime = 200 * time.Millisecond
 )
 
 // ErrClosed is returned once the engine has been closed.
@@ -74,6 +77,9 @@ type Config struct {
 	// Own tells the datapath that a socket is the proxy's, before it connects: such sockets are exempt from listener claims.
 	// Called on the loops, must not block. nil: nobody needs to know.
 	Own func(fd int) error
+	// Leave tells the datapath that a pod's listener is about to close: no new connection is to be sent there. Called on the
+	// loops, must not block. nil: nobody sends any.
+	Leave func(fd int) error
 	// OriginalDst looks up where an accepted connection wanted to go. Called on the loops, must not block.
 	OriginalDst func(fd int) (Origin, error)
 	// StepAside lets the bytes of a connection skip the proxy, where that has nothing more to look at; nil: never.
@@ -250,7 +256,18 @@ func (e *Engine) Drain(ctx context.Context) error {
 	e.draining = true
 	e.unbind()
 	for _, p := range e.pods {
-		e.closeListeners(p)
+		e.leave(p)
+	}
+	e.mu.Unlock()
+	select {
+	case <-ctx.Done():
+	case <-time.After(leaveTime):
+	}
+	e.mu.Lock()
+	if !e.closed {
+		for _, p := range e.pods {
+			e.closeListeners(p)
+		}
 	}
 	e.mu.Unlock()
 	for _, w := range e.workers {

@@ -118,6 +118,25 @@ func (e *Engine) RemovePod(key uint64) {
 	}
 }
 
+// leave has new connections go elsewhere while a pod's listeners still take those that are on their way.
+// e.mu is held.
+func (e *Engine) leave(p *podState) {
+	for _, pl := range p.listeners {
+		pl.w.loop.Post(func() {
+			if pl.ln == nil {
+				return
+			}
+			err := pl.ln.PassOn()
+			if err == nil && e.cfg.Leave != nil {
+				err = e.cfg.Leave(pl.ln.FD())
+			}
+			if err != nil {
+				e.log.Warn("new connections may meet a listener that closes", "pod", p.source.Workload.Pod, "error", err)
+			}
+		})
+	}
+}
+
 // closeListeners closes a pod's listening sockets, after taking what waits in their queues: closing resets it.
 // e.mu is held.
 func (e *Engine) closeListeners(p *podState) {

@@ -53,6 +53,28 @@ func (l *Loop) Listen(fd int, accept func(fd int, peer netip.AddrPort)) (*Listen
 	return ln, nil
 }
 
+// FD is the listening socket; it stays the Listener's.
+func (ln *Listener) FD() int { return int(ln.fd) }
+
+// PassOn gives new connections to the listener that joined the SO_REUSEPORT group second: at an upgrade, that of the
+// successor, which may go on accepting while this one closes. In a group of one nothing changes. A connection that comes
+// between the last accept and close would be reset.
+func (ln *Listener) PassOn() error {
+	if ln.closed {
+		return nil
+	}
+	// The program's value is an index into the group, in the order of joining; where there is no such listener the kernel
+	// draws one, as it does without a program (net/core/sock_reuseport.c). It stays with the group, without effect once
+	// this listener has left.
+	second := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}}
+	err := unix.SetsockoptSockFprog(int(ln.fd), unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
+		&unix.SockFprog{Len: uint16(len(second)), Filter: &second[0]})
+	if err != nil {
+		return fmt.Errorf("pass connections on to the next listener: SO_ATTACH_REUSEPORT_CBPF: %w", err)
+	}
+	return nil
+}
+
 // Drain accepts what is waiting, which closing would reset, and closes the socket.
 func (ln *Listener) Drain() {
 	for n := ln.l.stats.accepted; !ln.closed && !ln.resting; n = ln.l.stats.accepted {
