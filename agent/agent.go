@@ -157,8 +157,9 @@ func (a *Agent) readSources() (err error) {
 func (a *Agent) podConfig() pod.Config {
 	return pod.Config{
 		NetnsDir: a.cfg.NetnsDir, OutboundPort: datapath.OutboundPort, Handler: a.objects, Logger: a.log,
-		Own:  func(fd int) error { return a.datapath.OwnListener(fd) },
-		Owns: func(cookie uint64) (bool, error) { return a.datapath.OwnsListener(cookie) },
+		Own:     func(fd int) error { return a.datapath.OwnListener(fd) },
+		Owns:    func(cookie uint64) (bool, error) { return a.datapath.OwnsListener(cookie) },
+		Foreign: a.cfg.OriginalDstSockopt,
 	}
 }
 

@@ -4,7 +4,7 @@
  * The listeners in a pod have SO_REUSEPORT, so that an agent can take over from another. The kernel lets a socket join
  * such a group only if its user is the same; but a pod's root usually is the agent's user, and every socket of the group
  * gets its share of the pod's connections. So while a listener of the agent is there, nobody else may bind its port.
- * For every other port this is one comparison.
+ * For every other port this is one comparison. Where the proxy may be another's (SM_FOREIGN), its port is anybody's.
  */
 #include "listener.h"
 
@@ -16,9 +16,9 @@ static __always_inline int sm_bind(struct bpf_sock_addr *ctx)
 	if (ctx->protocol != IPPROTO_TCP || !sk)
 		return SM_ALLOW;
 	cfg = sm_configuration();
-	if (!cfg || bpf_ntohs(ctx->user_port) != cfg->proxy_port || sm_is_ours(sk))
+	if (!cfg || bpf_ntohs(ctx->user_port) != cfg->proxy_port || cfg->flags & SM_FOREIGN || sm_is_ours(sk))
 		return SM_ALLOW;
-	if (!sm_proxy_listens(ctx, true, cfg->proxy_port) && !sm_proxy_listens(ctx, false, cfg->proxy_port))
+	if (!sm_proxy_listens(ctx, true, cfg) && !sm_proxy_listens(ctx, false, cfg))
 		return SM_ALLOW;
 	SM_COUNT(bind_refused);
 	return sm_deny(EADDRINUSE);

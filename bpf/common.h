@@ -36,6 +36,7 @@
 #define SM_CLAIMS_CATCHALL (1u << 6) /* some claim takes what is left */
 #define SM_OUTSIDE (1u << 7)         /* sm_outside isn't empty */
 #define SM_LOOPBACK_PORTS (1u << 8)  /* some frontend is a loopback address, for the host's own network namespace */
+#define SM_FOREIGN (1u << 9)         /* whatever listens on the proxy's port in a pod is its proxy */
 
 /* struct sm_target.mode */
 #define SM_MODE_SERVICE 1

@@ -197,7 +197,7 @@ static __always_inline int sm_connect(struct bpf_sock_addr *ctx, struct sm_dest 
 		choice.dest = origin;
 		switch (sm_choose_claim(&choice, flags)) {
 		case SM_CHOICE_PROXY:
-			if (sm_proxy_listens(ctx, sm_is_v4(&d->ip), cfg->proxy_port))
+			if (sm_proxy_listens(ctx, sm_is_v4(&d->ip), cfg))
 				return sm_to_proxy(sk, cfg, cookie, netns_flags, d);
 			if (flags & SM_FAIL_CLOSED) {
 				SM_COUNT(fail_closed);

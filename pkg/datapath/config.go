@@ -44,6 +44,10 @@ type Config struct {
 	// OriginalDstSockopt answers getsockopt(SO_ORIGINAL_DST) for a foreign proxy. It taxes every getsockopt of
 	// the node, hence off unless asked for.
 	OriginalDstSockopt bool
+	// ForeignProxy redirects claimed connections to whatever listens on OutboundPort in the caller's network namespace, and
+	// lets everybody bind that port, where else only the agent's own listeners count. OriginalDstSockopt implies it.
+	// docs/security.md says what it opens.
+	ForeignProxy bool
 	// AcceleratePods also redirects between two enrolled pods with no proxy between them.
 	AcceleratePods bool
 	// FailClosed refuses a claimed connection while no listener exists in the caller's netns; otherwise it falls
@@ -184,6 +188,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	c.ForeignProxy = c.ForeignProxy || c.OriginalDstSockopt
 	c.Sizes = c.Sizes.withDefaults()
 	return c, nil
 }

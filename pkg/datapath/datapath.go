@@ -68,6 +68,7 @@ const (
 	flagClaimsCatchAll = 1 << 6
 	flagOutside        = 1 << 7
 	flagLoopbackPorts  = 1 << 8
+	flagForeign        = 1 << 9
 	flagClaims         = flagClaimsExact | flagClaimsPort | flagClaimsCatchAll
 	// flagTables say what the maps hold, so that programs need not look into empty ones.
 	flagTables = flagClaims | flagOutside | flagLoopbackPorts
@@ -127,6 +128,7 @@ func (d *Datapath) start() error {
 	want := d.rec.tableFlags()
 	for bit, on := range map[uint32]bool{
 		flagServices: d.cfg.Services, flagFailClosed: d.cfg.FailClosed, flagAcceleratePods: d.cfg.AcceleratePods,
+		flagForeign: d.cfg.ForeignProxy,
 	} {
 		if on {
 			want |= bit

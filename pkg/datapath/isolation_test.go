@@ -3,6 +3,7 @@ package datapath
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -112,6 +113,55 @@ func TestAStrangerOnTheProxysPortGetsNothing(t *testing.T) {
 				t.Errorf("fail mode closed %v: %q, %v", closed, got, err)
 			}
 		})
+	}
+}
+
+// Where the proxy may be another's, any listener on its port gets the pod's claimed connections, with and without
+// acceleration, and is told where they were going; and anybody may bind the port. No agent has made any of these sockets.
+func TestAForeignProxyGetsTheConnections(t *testing.T) {
+	for _, accelerate := range []bool{false, true} {
+		w := newWorld(t)
+		d := w.open(func(c *Config) { c.Acceleration, c.AcceleratePods, c.OriginalDstSockopt = accelerate, accelerate, true })
+		client, server := w.pod(), w.pod()
+		server.server("b", 8080)
+		for _, addr := range []string{"127.0.0.1:15001", "[::1]:15001"} {
+			client.listen(addr, func(c *net.TCPConn) {
+				defer c.Close()
+				rc, err := c.SyscallConn()
+				if err == nil {
+					var to netip.AddrPort
+					err = rc.Control(func(fd uintptr) { to = originByGetsockopt(int(fd)) })
+					_, _ = io.WriteString(c, "foreign "+to.String()+"\n")
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}, reuse)
+		}
+		enrol(d, client, server)
+		d.Reconciler().SetClaims([]mesh.Claim{claim(vip4), claim(vip6)})
+		synced(t, d)
+		families(t, func(t *testing.T, fam family) {
+			if got, err := fam.ask(client, fam.vip); err != nil || got != "foreign "+fam.vip.String() {
+				t.Errorf("the claimed address: %q, %v", got, err)
+			}
+			if got, err := fam.ask(client, ap(fam.of(server), 8080)); err != nil || got != "b" {
+				t.Errorf("an address that nobody claims: %q, %v", got, err)
+			}
+		})
+		c, err := d.Counters()
+		must(t, err)
+		if (c.RedirectedBytes > 0) != accelerate {
+			t.Errorf("acceleration %v, and %d bytes went from socket to socket", accelerate, c.RedirectedBytes)
+		}
+		client.do(func() {
+			lc := net.ListenConfig{Control: control(reuse)}
+			l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:15001")
+			must(t, err)
+			l.Close()
+		})
+		must(t, d.Close())
+		must(t, Cleanup(w.cfg))
 	}
 }
 

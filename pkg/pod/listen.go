@@ -22,7 +22,7 @@ var (
 var errNoLoopback = errors.New("the loopback address is not there")
 
 // listen opens a listener in the calling thread's namespace.
-func listen(addr netip.AddrPort, own func(fd int) error) (int, error) {
+func listen(addr netip.AddrPort, cfg *Config) (int, error) {
 	family, sa := sockaddr(addr)
 	// IPPROTO_TCP by name: never MPTCP, whose sockets sockmap does not take.
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
@@ -32,8 +32,8 @@ func listen(addr netip.AddrPort, own func(fd int) error) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
-	if own != nil {
-		if err := own(fd); err != nil {
+	if cfg.Own != nil {
+		if err := cfg.Own(fd); err != nil {
 			_ = unix.Close(fd)
 			return -1, err
 		}
@@ -44,7 +44,7 @@ func listen(addr netip.AddrPort, own func(fd int) error) (int, error) {
 		case errors.Is(err, unix.EADDRNOTAVAIL):
 			return -1, errNoLoopback
 		case errors.Is(err, unix.EADDRINUSE):
-			return -1, fmt.Errorf("listen on %s: %w: a process of the pod holds this port, so its connections are not redirected", addr, err)
+			return -1, fmt.Errorf("listen on %s: %w: a process of the pod holds this port%s", addr, err, consequence(cfg.Foreign))
 		}
 		return -1, fmt.Errorf("listen on %s: %w", addr, err)
 	}

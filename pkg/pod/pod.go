@@ -74,6 +74,8 @@ type Config struct {
 	// socket cookie, was made by an agent that told so. Both may be nil: nobody asks.
 	Own  func(fd int) error
 	Owns func(cookie uint64) (bool, error)
+	// Foreign: a listener on the port that is the pod's own gets the pod's connections (datapath.Config.ForeignProxy).
+	Foreign bool
 	// Logger defaults to slog.Default.
 	Logger *slog.Logger
 }

@@ -99,7 +99,7 @@ func (s *space) open(cfg *Config, need4, need6 bool) sockets {
 			return nil
 		}
 		if need4 {
-			fd, err := listen(netip.AddrPortFrom(loopback4, port), cfg.Own)
+			fd, err := listen(netip.AddrPortFrom(loopback4, port), cfg)
 			if err != nil {
 				got.problem4 = err
 				return nil // Without the first there is no use in the second yet.
@@ -107,7 +107,7 @@ func (s *space) open(cfg *Config, need4, need6 bool) sockets {
 			got.fds, got.has4 = append(got.fds, fd), true
 		}
 		if need6 {
-			fd, err := listen(netip.AddrPortFrom(loopback6, port), cfg.Own)
+			fd, err := listen(netip.AddrPortFrom(loopback6, port), cfg)
 			switch {
 			case err == nil:
 				got.fds, got.has6 = append(got.fds, fd), true
@@ -138,6 +138,7 @@ func (s *space) shared(cfg *Config) error {
 func (c *Config) alone() error {
 	found, err := findStranger(c.OutboundPort, c.Owns)
 	if err == nil && found != nil {
+		found.foreign = c.Foreign
 		return found
 	}
 	return err

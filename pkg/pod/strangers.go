@@ -13,16 +13,26 @@ import (
 // them over all sockets of a SO_REUSEPORT group. It lets in nobody of another user, and the bind hook (bpf/bind.bpf.c)
 // lets in nobody at all while a listener of an agent is there. What is left is a process with the agent's user id, the pod's
 // root, that was there first. So the port is looked at before it is used and every now and then, and a pod with a
-// stranger on it is not served: its connections meet the fail mode, and its status says why.
+// stranger on it is not served: its connections meet the fail mode, and its status says why. If the agent was told that
+// there may be a foreign proxy (Config.Foreign), the stranger is that: it gets the connections, and the agent keeps out.
 
 // stranger is a listener on the proxy's address that no agent made.
 type stranger struct {
-	addr netip.AddrPort
-	uid  uint32
+	addr    netip.AddrPort
+	uid     uint32
+	foreign bool // as Config.Foreign
 }
 
 func (s *stranger) Error() string {
-	return fmt.Sprintf("a process of the pod (user id %d) listens on %s, so its connections are not redirected", s.uid, s.addr)
+	return fmt.Sprintf("a process of the pod (user id %d) listens on %s%s", s.uid, s.addr, consequence(s.foreign))
+}
+
+// consequence is what it means for the pod that somebody else has the proxy's port.
+func consequence(foreign bool) string {
+	if foreign {
+		return " and gets its connections (--original-dst-sockopt=on)"
+	}
+	return ", so its connections are not redirected"
 }
 
 // findStranger looks at who listens on the proxy's port, in the calling thread's namespace. A kernel without sock_diag for
@@ -56,7 +66,7 @@ func findStranger(port uint16, owns func(cookie uint64) (bool, error)) (*strange
 				return nil, err
 			}
 			if !ours {
-				return &stranger{netip.AddrPortFrom(l.addr, port), l.uid}, nil
+				return &stranger{addr: netip.AddrPortFrom(l.addr, port), uid: l.uid}, nil
 			}
 		}
 	}

@@ -128,7 +128,7 @@ func TestAnotherUserCannotListenBesideTheProxy(t *testing.T) {
 			if errno != 0 {
 				return errno
 			}
-			fd, err := listen(netip.AddrPortFrom(addr, DefaultOutboundPort), nil)
+			fd, err := listen(netip.AddrPortFrom(addr, DefaultOutboundPort), &Config{})
 			if err == nil {
 				closeFD(fd)
 			}

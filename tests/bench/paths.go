@@ -74,9 +74,9 @@ func (w *world) throughKernel(accelerate bool) setUp {
 func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Claim) (setup, error) {
 	cfg := datapath.Config{
 		CgroupRoot: w.lab.Cgroup, BPFFS: w.lab.BPFFS(), Services: true, Logger: slog.New(slog.DiscardHandler),
-		// The proxy's upstream connections carry no mark of ours, so they count as what they look like: a pod
-		// calling a pod.
-		Acceleration: accelerate, AcceleratePods: accelerate,
+		// No agent made the proxy's sockets. So whoever listens is the proxy, and its upstream connections count as what they
+		// look like: a pod calling a pod.
+		ForeignProxy: true, Acceleration: accelerate, AcceleratePods: accelerate,
 	}
 	set := setup{target: target, undo: func() error { return nil }}
 	dp, err := datapath.Open(cfg)

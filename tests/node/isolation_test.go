@@ -267,6 +267,34 @@ func TestAPortThatThePodHoldsMeetsTheFailMode(t *testing.T) {
 	}
 }
 
+// With --original-dst-sockopt=on such a process is the pod's proxy: it gets the pod's connections, and `sockmesh pods` says
+// that. When it has gone the agent's own proxy serves the pod.
+func TestAForeignProxyServesThePod(t *testing.T) {
+	w := newBareWorld(t, anywhere)
+	foreign := w.squat(w.client, 65534)
+	var err error
+	w.control, err = w.StartControl(w.ctx)
+	w.must(err)
+	w.agent, err = w.StartAgent(w.ctx, "--original-dst-sockopt=on")
+	w.must(err)
+	w.eventually("sockmesh pods says who serves the pod", func() error {
+		out, err := w.CLI(w.ctx, "pods")
+		if err == nil && !strings.Contains(out, "gets its connections") {
+			err = fmt.Errorf("it says: %s", out)
+		}
+		return err
+	})
+	w.eventually("the foreign proxy gets a connection", func() error {
+		_, err := w.tryCurl(w.client, w.shop.VIP(0), 1, "-H", "Connection: close")
+		if out := foreign.Output(); !strings.Contains(out, "got") {
+			return fmt.Errorf("it says %q; curl: %v", out, err)
+		}
+		return nil
+	})
+	foreign.Kill()
+	w.eventually("the agent's proxy serves the pod once the port is free", func() error { return w.proxied(w.client) })
+}
+
 // Once the agent is there, nobody gets in beside it: not another user, whom the kernel refuses, nor the pod's root, whom the
 // bind hook refuses.
 func TestNobodyListensBesideTheAgent(t *testing.T) {
