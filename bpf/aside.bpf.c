@@ -22,6 +22,23 @@ static __always_inline __u64 sm_find(struct sm_tuple *key)
 	return at;
 }
 
+/* The same of a socket whose messages a program decides about. Nothing is ever redirected to a socket whose peer is not
+ * such a one, neither by the peer nor past it: pkg/datapath/guard.go relies on that when it takes it out of sm_pairs. */
+static __always_inline __u64 sm_find_deciding(struct sm_tuple *key)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&sm_pairs, key);
+	struct tcp_sock *tp;
+	__u64 at = 0;
+
+	if (!sk)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp && sm_decides((struct sock *)tp))
+		at = (__u64)tp;
+	bpf_sk_release(sk);
+	return at;
+}
+
 /* Has the socket sent nothing by TCP? Then what was redirected is all. data_segs_out knows also of what was sent before
  * the socket was enrolled (TCP fast open). */
 static __always_inline bool sm_only_redirected(struct sm_sock *st, struct tcp_sock *tp)
@@ -69,7 +86,7 @@ static __always_inline __u8 sm_arm(struct sm_tuple *near, struct sm_tuple *relay
 	if (!sk)
 		return why;
 	if (dir) {
-		dir->relay = sm_find(relay);
+		dir->relay = sm_find_deciding(relay);
 		why = sm_arm_socket(sk, dir, far, token, slot);
 	}
 	bpf_sk_release(sk);

@@ -19,7 +19,7 @@ struct sm_socket_row {
 	__u32 unread; /* redirected bytes that the application has not read; 1 where the kernel keeps no count */
 	__u32 pid;    /* of a process that has the socket, and its descriptor; 0: not known */
 	__u32 fd;
-	__u32 pad2;
+	__u32 mute; /* enrolled while no program was there to decide about its messages: they go by TCP */
 };
 
 /* Not used: it keeps the record's type in BTF, from which the Go type is generated. */
@@ -37,8 +37,10 @@ static __always_inline void sm_describe(struct sm_socket_row *row, struct sock *
 	row->protocol = BPF_CORE_READ(sk, sk_protocol);
 	row->local_port = sk->__sk_common.skc_num;
 	row->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	if (st->state == SM_ENROLLED_STATE)
+	if (st->state == SM_ENROLLED_STATE) {
 		row->unread = sm_unread(sk);
+		row->mute = !sm_decides(sk);
+	}
 	if (row->family == AF_INET6) {
 		BPF_CORE_READ_INTO(&row->local, sk, __sk_common.skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&row->remote, sk, __sk_common.skc_v6_daddr);

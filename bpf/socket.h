@@ -55,6 +55,15 @@ static __always_inline struct sk_psock *sm_psock(struct sock *sk)
 	return (struct sk_psock *)((unsigned long)BPF_CORE_READ(sk, sk_user_data) & ~7ul);
 }
 
+/* Does a program decide about the messages that an enrolled socket sends? A socket keeps what hung on sm_pairs when it was
+ * enrolled, for good: without a program all that it sends goes by TCP, and nobody counts it. */
+static __always_inline bool sm_decides(struct sock *sk)
+{
+	struct sk_psock *psock = sm_psock(sk);
+
+	return psock && BPF_CORE_READ(psock, progs.msg_parser);
+}
+
 /* The redirected bytes that the application has not read; 1 where the kernel keeps no count. */
 static __always_inline __u32 sm_unread(struct sock *sk)
 {

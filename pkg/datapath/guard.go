@@ -301,31 +301,37 @@ func (d *Datapath) lookAfterVerdict() error {
 	meanwhile := countErr == nil && counters.Enrolled != d.guard.enrolled
 	d.mu.Unlock()
 	if meanwhile {
-		return d.releaseUndecided()
+		return d.releaseMute()
 	}
 	return nil
 }
 
-// releaseUndecided takes sockets out of sm_pairs that were enrolled while nothing decided about their messages: a socket
-// keeps what it was enrolled with, so these would go by TCP for ever, and on kernels that count only redirected bytes
-// FIONREAD would say 0 for what comes. They can't be told from those that have not sent anything yet, which go by TCP
-// then as well.
-func (d *Datapath) releaseUndecided() error {
+// releaseMute takes sockets out of sm_pairs whose peers were enrolled while no program was there to decide about their
+// messages: such a peer keeps what it was enrolled with, sends by TCP for good, and on kernels that count only redirected
+// bytes FIONREAD would say 0 for what comes from it.
+//
+// A socket that leaves loses what was redirected to it and is not read yet. So only those leave to whom nothing ever is:
+// a mute peer has no program to redirect with, and aside.bpf.c lets nothing skip the proxy on its way to a socket that the
+// proxy can't redirect to itself. Whether a socket is mute doesn't change while it is enrolled.
+func (d *Datapath) releaseMute() error {
 	rows, err := d.socketRows()
 	if err != nil {
 		return fmt.Errorf("look for sockets that were enrolled without sm_msg: %w", err)
 	}
-	undecided := map[tupleKey]bool{}
+	mute := map[tupleKey]bool{}
 	for i := range rows {
-		if s := &rows[i].State; s.State == stateEnrolled && s.Latch == 0 && rows[i].Unread == 0 {
-			undecided[rowKey(&rows[i])] = true
+		if rows[i].State.State == stateEnrolled && rows[i].Mute != 0 {
+			mute[rowKey(&rows[i])] = true
 		}
 	}
-	for key := range undecided {
-		if undecided[mirror(key)] {
-			if err := d.objs.pairs().Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return fmt.Errorf("take a socket out of sm_pairs: %w", err)
-			}
+	for i := range rows {
+		key := rowKey(&rows[i])
+		// Another connection may have got the same addresses and ports since.
+		if !mute[mirror(key)] || d.enrolled(key) != rows[i].Cookie {
+			continue
+		}
+		if err := d.objs.pairs().Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("take a socket out of sm_pairs: %w", err)
 		}
 	}
 	return nil

@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -142,6 +144,68 @@ func TestVerdictProgramIsAttachedAgain(t *testing.T) {
 	m.d.lookAfter()
 	if m.d.Repairs()[repairVerdict] != 1 {
 		t.Errorf("repaired again: %+v", m.d.guardStatus())
+	}
+}
+
+// Sockets that were enrolled without a verdict program are taken out of sm_pairs, and none of those that bytes are being
+// redirected to, whatever they are doing at that moment: what such a socket has not read would be lost with its place.
+func TestReleaseOfMuteSocketsLosesNothing(t *testing.T) {
+	m := newMeshed(t)
+	m.server.server("b", 8080)
+	dial := func() *net.TCPConn {
+		t.Helper()
+		c, err := m.client.dial(ap(m.server.v4, 8080))
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+		if got, err := greeting(c); err != nil || got != "b" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		return c
+	}
+	before := dial()
+	must(t, link.RawDetachProgram(link.RawDetachProgramOptions{
+		Target: m.d.objs.pairs().FD(), Program: m.d.objs.progs[progMsg], Attach: ebpf.AttachSkMsgVerdict,
+	}))
+	gap := dial()
+	must(t, m.d.attachMsg())
+	after := dial()
+	if pairs := countEntries(m.d.objs.pairs()); pairs != 3*4 {
+		t.Fatalf("%d sockets are enrolled: this tests nothing", pairs)
+	}
+	must(t, m.d.releaseMute())
+	if pairs := countEntries(m.d.objs.pairs()); pairs != 2*4 {
+		t.Errorf("%d sockets are enrolled, want those of the two connections that were not made in the gap", pairs)
+	}
+	for _, c := range []*net.TCPConn{before, gap, after} {
+		must(t, echoes(c))
+	}
+
+	// Connections that come, send their first bytes and go, while it looks again and again.
+	stop := make(chan struct{})
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	defer close(stop)
+	looking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := m.d.releaseMute(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	for range 300 {
+		c := dial()
+		must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		if err := echoes(c); err != nil {
+			t.Errorf("a connection lost bytes: %v", err)
+			break
+		}
+		c.Close()
 	}
 }
 

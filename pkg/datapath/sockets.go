@@ -47,8 +47,6 @@ const (
 
 	latchRedirect = 1
 	latchPass     = 2
-
-	reasonSplice = 11
 )
 
 var stateNames = [...]string{"plain", "wanted", "enrolled", "removed"}
@@ -216,7 +214,7 @@ func (d *Datapath) socket(row *socketRow) Socket {
 	case latchPass:
 		s.Sends = "tcp"
 	}
-	if st.State == stateEnrolled && st.Reason == reasonSplice && d.enrolled(rowKey(row)) == 0 {
+	if st.State == stateEnrolled && d.enrolled(rowKey(row)) == 0 {
 		s.State = stateNames[stateRemoved] // by the agent, which can't write the socket's storage
 	} else if st.State == stateEnrolled {
 		s.Peer = d.peerOf(row)

@@ -389,7 +389,7 @@ type sockmeshSmSocketRow struct {
 	Unread     uint32
 	Pid        uint32
 	Fd         uint32
-	Pad2       uint32
+	Mute       uint32
 }
 
 type sockmeshSmSourceKey struct {

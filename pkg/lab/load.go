@@ -17,7 +17,8 @@ import (
 
 // Load is a traffic generator that runs in a pod.
 type Load struct {
-	proc *Process
+	proc    *Process
+	timeout time.Duration // of an exchange, and of the end of a connection
 
 	mu       sync.Mutex // guards what follows
 	last     traffic.Report
@@ -47,7 +48,7 @@ func (p *Pod) StartTraffic(cfg traffic.Config) (*Load, error) {
 		return nil, err
 	}
 	cmd.Stdout = w
-	l := &Load{}
+	l := &Load{timeout: cfg.Timeout}
 	l.proc, err = p.start("traffic", cmd)
 	w.Close()
 	if err != nil {
@@ -93,10 +94,11 @@ func (l *Load) Now() traffic.Report {
 	return r
 }
 
-// Stop ends the generator and returns what it has to say at the end.
+// Stop ends the generator and returns what it has to say at the end. It gives an exchange that nobody answers, and the
+// end of its connection, time to fail: killed before that, a generator could not tell of it.
 func (l *Load) Stop() (traffic.Report, error) {
 	before := l.Now().At
-	err := l.proc.Stop(15 * time.Second)
+	err := l.proc.Stop(2*max(l.timeout, 10*time.Second) + 5*time.Second)
 	for range 100 { // the last line may still be in the pipe
 		if l.Now().At.After(before) {
 			break

@@ -2,6 +2,8 @@ package torture
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -135,6 +137,8 @@ func madeIn(gaps []lab.Window) excuse {
 func (m *mixed) stop(why excuse) []tally {
 	m.w.t.Helper()
 	out := make([]tally, len(m.loads))
+	stuck := time.AfterFunc(stuckAfter, m.w.whoWaits)
+	defer stuck.Stop()
 	for i, l := range m.loads {
 		r, err := l.Stop()
 		if err != nil {
@@ -143,6 +147,29 @@ func (m *mixed) stop(why excuse) []tally {
 		out[i] = count(mix[i], r, why)
 	}
 	return out
+}
+
+// stuckAfter is how long the end of a load may take before it is written down who waits for what. The generators do the
+// same with their goroutines.
+const stuckAfter = 5 * time.Second
+
+// whoWaits writes, beside the logs, which are kept where a test fails, every socket of the lab as the agent and as the
+// kernel see it.
+func (w *town) whoWaits() {
+	write := func(name, text string, err error) {
+		if err != nil {
+			text += "\n" + err.Error() + "\n"
+		}
+		if err := os.WriteFile(filepath.Join(w.LogDir(), name), []byte(text), 0o644); err != nil {
+			w.t.Log(err)
+		}
+	}
+	out, err := w.CLI(w.ctx, "sockets", "-o", "json")
+	write("stuck.sockets.json", out, err)
+	for _, place := range w.Places() {
+		out, err := place.Run(w.ctx, "ss", "-tuinpe")
+		write("stuck."+strings.ReplaceAll(place.Name, "/", "_")+".ss", out, err)
+	}
 }
 
 func count(s stream, r traffic.Report, why excuse) tally {

@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"time"
@@ -79,6 +80,8 @@ const (
 	maxAnswers  = 64
 	interval    = 50 * time.Millisecond
 	size        = 1 << 10
+	// stuckAfter is how long the last exchanges may take before it is written to standard error where they hang.
+	stuckAfter = 3 * time.Second
 )
 
 // Main is the process: the configuration as JSON in args[0], a Report as a line of JSON on w every interval, and a
@@ -108,7 +111,9 @@ func Main(ctx context.Context, args []string, w io.Writer) error {
 	for {
 		select {
 		case <-ctx.Done():
+			stuck := time.AfterFunc(stuckAfter, func() { _ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1) })
 			wg.Wait()
+			stuck.Stop()
 			return out.Encode(g.report())
 		case <-tick.C:
 			if err := out.Encode(g.report()); err != nil {
