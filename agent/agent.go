@@ -317,7 +317,7 @@ func (a *Agent) start(ctx context.Context) error {
 	}
 	a.part("succession", ctx, a.awaitSuccessor)
 	if a.cfg.Metrics != config.Off {
-		a.web = serveWeb(a.webSocket, a.registry(), a.notReady, a.log)
+		a.web = serveWeb(a.webSocket, a.registry(), a.notReady, a.unhealthy, a.log)
 	}
 	if a.xds == nil {
 		// Nothing is claimed, and nothing will be: what an earlier agent's control plane claimed must go.

@@ -56,6 +56,15 @@ func (a *Agent) servesServices() (bool, time.Time) {
 	return a.cfg.Services && a.source != nil && a.source.Status().Synced && a.datapath.Live() && !rec.Superseded, rec.LastApplied
 }
 
+// unhealthy is what only a restart can mend.
+func (a *Agent) unhealthy() []string {
+	var reasons []string
+	for _, l := range a.engine.Stuck() {
+		reasons = append(reasons, l.String())
+	}
+	return reasons
+}
+
 // nodeEligible tells whether load balancers may send this node new connections.
 func (a *Agent) nodeEligible() bool {
 	n := a.objects.nodeNow()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"strconv"
 	"sync"
 	"time"
 
@@ -60,6 +61,7 @@ var (
 	descOutsideICMP = desc("outside_icmp_errors_total", "ICMP errors translated for clients outside and their backends.")
 	descRefused     = desc("proxy_refused_connections_total", "Connections that the proxy closed unserved.", "reason")
 	descActive      = desc("proxy_connections", "Connections that the proxy serves now.")
+	descSilent      = desc("proxy_loop_silent_seconds", "How long a loop of the proxy has not answered; 0: it does.", "loop")
 	descAccelerated = desc("acceleration_active", "1 if sockets are redirected.")
 	descBytes       = desc("acceleration_bytes_total", "Bytes sent on sockets that the datapath watches, by the way that they took.", "path")
 	descProbe       = desc("probe_ok", "1 if the kernel does what this probe or self-test asks of it.", "probe")
@@ -173,6 +175,9 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 
 	e := a.engine.Stats()
 	gauge(descActive, float64(e.Active))
+	for i, silent := range a.engine.Silent() {
+		gauge(descSilent, silent.Seconds(), strconv.Itoa(i))
+	}
 	for reason, n := range map[string]uint64{
 		"no_original_dst": e.Refused.NoOriginalDst, "no_listener": e.Refused.NoListener, "no_filter_chain": e.Refused.NoChain,
 		"global_limit": e.Refused.GlobalLimit, "pod_limit": e.Refused.PodLimit, "shutting_down": e.Refused.ShuttingDown,

@@ -44,14 +44,15 @@ func bindWeb(addr string) (net.Listener, error) {
 }
 
 // serveWeb starts to serve at ln until close.
-func serveWeb(ln net.Listener, reg *prometheus.Registry, notReady func() []string, log *slog.Logger) *webServer {
+func serveWeb(ln net.Listener, reg *prometheus.Registry, notReady, unhealthy func() []string, log *slog.Logger) *webServer {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(withoutCanary{reg}, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
 		MaxRequestsInFlight: 4, Timeout: 10 * time.Second, Registry: reg,
 	}))
-	// Healthy is an agent that answers: whatever else may be wrong with it, a restart would cut connections and not help.
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { probe(w, nil) })
+	// Healthy is an agent that answers and whose loops all do: whatever else may be wrong with it, a restart would cut
+	// connections and not help.
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { probe(w, unhealthy()) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { probe(w, notReady()) })
 	s := &webServer{addr: ln.Addr(), done: make(chan struct{}), http: &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,

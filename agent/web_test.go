@@ -34,6 +34,7 @@ func fetch(t *testing.T, url string) (int, string) {
 
 func TestProbesSayWhy(t *testing.T) {
 	reasons := []string{"canary: connection refused", "kubernetes: not synced"}
+	stuck := []string{"proxy loop 1 has not answered"}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sockmesh_test"}, func() float64 { return 7 }))
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_requests_total"}, []string{"source_workload"})
@@ -44,13 +45,16 @@ func TestProbesSayWhy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serveWeb(ln, reg, func() []string { return reasons }, quiet)
+	s := serveWeb(ln, reg, func() []string { return reasons }, func() []string { return stuck }, quiet)
 	defer s.close()
 	url := "http://" + s.addr.String()
 	if code, body := fetch(t, url+"/readyz"); code != 503 || body != "canary: connection refused\nkubernetes: not synced\n" {
 		t.Errorf("%d %q", code, body)
 	}
-	reasons = nil
+	if code, body := fetch(t, url+"/healthz"); code != 503 || body != stuck[0]+"\n" {
+		t.Errorf("%d %q", code, body)
+	}
+	reasons, stuck = nil, nil
 	for _, path := range []string{"/readyz", "/healthz"} {
 		if code, body := fetch(t, url+path); code != 200 || body != "ok\n" {
 			t.Errorf("%s: %d %q", path, code, body)

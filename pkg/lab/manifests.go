@@ -55,14 +55,23 @@ func (l *Lab) write(folder, name string, documents ...any) error {
 	return l.WriteText(folder, name+".yaml", text.String())
 }
 
-// ServiceSpec is a ClusterIP Service with one TCP port and the pods behind it.
+// ServiceSpec is a ClusterIP Service with one port and the pods behind it.
 type ServiceSpec struct {
 	// Namespace is "default" if empty.
 	Namespace, Name string
 	// ClusterIPs, one per family or both.
 	ClusterIPs       []netip.Addr
 	Port, TargetPort uint16
-	Backends         []*Pod
+	// Protocol is TCP if empty.
+	Protocol corev1.Protocol
+	Backends []*Pod
+}
+
+func (s ServiceSpec) protocol() corev1.Protocol {
+	if s.Protocol == "" {
+		return corev1.ProtocolTCP
+	}
+	return s.Protocol
 }
 
 // VIP is the Service's address of the given ClusterIP's family.
@@ -93,7 +102,7 @@ func (l *Lab) serviceObjects(s ServiceSpec) []any {
 		ObjectMeta: meta,
 		Spec: corev1.ServiceSpec{
 			Type:  corev1.ServiceTypeClusterIP,
-			Ports: []corev1.ServicePort{{Name: "main", Protocol: corev1.ProtocolTCP, Port: int32(s.Port)}},
+			Ports: []corev1.ServicePort{{Name: "main", Protocol: s.protocol(), Port: int32(s.Port)}},
 		},
 	}
 	svc.Spec.Ports[0].TargetPort.IntVal = int32(s.TargetPort)
@@ -116,7 +125,7 @@ func (l *Lab) Slices(s ServiceSpec) []any { return l.serviceObjects(s)[1:] }
 
 func (l *Lab) slice(s ServiceSpec, kind discoveryv1.AddressType) *discoveryv1.EndpointSlice {
 	yes, no := true, false
-	name, proto, port := "main", corev1.ProtocolTCP, int32(s.TargetPort)
+	name, proto, port := "main", s.protocol(), int32(s.TargetPort)
 	slice := &discoveryv1.EndpointSlice{
 		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
 		ObjectMeta: metav1.ObjectMeta{

@@ -112,6 +112,7 @@ type Engine struct {
 	node     *stream.Source
 	snapshot atomic.Pointer[mesh.Snapshot]
 	started  sync.WaitGroup
+	stop     chan struct{} // closed by Close
 
 	active   atomic.Int64
 	nextID   atomic.Uint64
@@ -159,7 +160,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, shared: upstream.NewShared(),
-		node: &stream.Source{},
+		node: &stream.Source{}, stop: make(chan struct{}),
 		pods: map[uint64]*podState{}, ingress: map[netip.AddrPort]*ingress{}, removing: map[*podState]struct{}{},
 	}
 	for i := range cfg.Concurrency {
@@ -200,6 +201,7 @@ func (e *Engine) Start() {
 			}
 		}()
 	}
+	e.started.Go(func() { e.watchPulse(e.stop) })
 }
 
 // SetSnapshot puts a configuration in force: on every loop, and for listening sockets on the node, of which
@@ -293,6 +295,7 @@ func (e *Engine) Close() {
 		return
 	}
 	e.closed = true
+	close(e.stop)
 	if e.retry != nil {
 		e.retry.Stop()
 	}

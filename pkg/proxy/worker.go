@@ -13,7 +13,7 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
 )
 
-// Worker is one loop and everything that lives on it. Its fields are used only on that loop, except load.
+// Worker is one loop and everything that lives on it. Its fields are used only on that loop, except load and pulse.
 type Worker struct {
 	e         *Engine
 	loop      *loop.Loop
@@ -28,6 +28,7 @@ type Worker struct {
 	input mesh.ChainInput // of the connection that is being classified
 	conns downstream      // list head: accepted connections
 	load  atomic.Int64    // accepted connections assigned to this loop
+	pulse pulse
 }
 
 // downstream is an accepted connection, whoever handles it.

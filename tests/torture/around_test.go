@@ -45,13 +45,13 @@ func TestManifestsGoneAndBackUnderMixedLoad(t *testing.T) {
 		load.flow(40)
 		w.must(os.Rename(away, here))
 		load.flow(20)
-		if s := w.status(); s.Kubernetes.Services != 4 || s.Pods.Enrolled != 1 {
+		if s := w.status(); s.Kubernetes.Services != 5 || s.Pods.Enrolled != 1 {
 			t.Errorf("Kubernetes %+v, pods %+v", s.Kubernetes, s.Pods)
 		}
 	}
 	late := service{"late", 99, tcpPort, echoPort}.spec(w.servers)
 	w.must(w.SetService(late))
-	w.must(w.WaitStatus(w.ctx, "what comes after is seen", func(s lab.Status) bool { return s.Kubernetes.Services == 5 }))
+	w.must(w.WaitStatus(w.ctx, "what comes after is seen", func(s lab.Status) bool { return s.Kubernetes.Services == 6 }))
 	w.must(w.DeleteService(late))
 	w.judge("manifests gone and back", load.stop(nothing), 0)
 	w.nothingLeaked("manifests gone and back")

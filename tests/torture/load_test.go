@@ -12,8 +12,8 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/lab/traffic"
 )
 
-// connections of a mixed load, all kinds together.
-const connections = 64
+// connections of a mixed load, all kinds together: 64 of TCP, 8 sockets of UDP.
+const connections = 72
 
 // perConnection is how many exchanges a connection carries that nobody can end but its client.
 const perConnection = 10
@@ -39,6 +39,8 @@ var mix = []stream{
 	{"TCP, proxied", proxied, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, true},
 	{"TCP, offloaded", offloaded, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, false},
 	{"TCP Service", plain, traffic.Config{Kind: traffic.TCP, Size: 16 << 10, PerConnection: perConnection}, false},
+	// A failed exchange is a datagram that was lost on its way there or back.
+	{"UDP Service", datagrams, traffic.Config{Kind: traffic.UDP, Size: 1200, PerConnection: 2 * perConnection}, false},
 }
 
 // config of n connections to the address of the given family, each of which rests for the pause after each exchange.
@@ -121,13 +123,16 @@ func killed(kills []lab.Window) excuse {
 }
 
 // madeIn explains what happened to connections that were made, or tried, while a program was missing that connections
-// are made with.
+// are made with; and to datagrams that were under way then, each of which is translated for itself.
 func madeIn(gaps []lab.Window) excuse {
 	const slack = time.Second // until a generator's thread gets to look at its clock, on a machine that is busy
-	return func(_ stream, f traffic.Failure) bool {
+	return func(s stream, f traffic.Failure) bool {
 		made := f.Connected
 		if made.IsZero() {
 			made = f.Began
+		}
+		if s.cfg.Kind == traffic.UDP {
+			return slices.ContainsFunc(gaps, func(g lab.Window) bool { return f.At.After(g.From) && f.Began.Before(g.Until.Add(slack)) })
 		}
 		return slices.ContainsFunc(gaps, func(g lab.Window) bool { return made.After(g.From) && made.Before(g.Until.Add(slack)) })
 	}

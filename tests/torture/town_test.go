@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/sockmesh/sockmesh/pkg/lab"
 	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 )
@@ -52,6 +54,7 @@ type town struct {
 const (
 	webPort, echoPort = 8080, 8081 // of traffic servers
 	httpPort, tcpPort = 80, 90     // of the Services
+	udpPort           = 53
 )
 
 // The Services, each with an address of both families.
@@ -60,6 +63,7 @@ var (
 	proxied   = service{"proxied", 11, tcpPort, echoPort} // claimed by a TCP listener that is logged, and so not offloaded
 	offloaded = service{"offloaded", 12, tcpPort, echoPort}
 	plain     = service{"plain", 13, tcpPort, echoPort} // claimed by nobody
+	datagrams = service{"datagrams", 14, udpPort, echoPort}
 )
 
 type service struct {
@@ -78,6 +82,9 @@ func (s service) addrs() []netip.AddrPort {
 // spec of the Service with pods behind it.
 func (s service) spec(pods []*lab.Pod) lab.ServiceSpec {
 	spec := lab.ServiceSpec{Namespace: "town", Name: s.name, Port: s.port, TargetPort: s.target, Backends: pods}
+	if s.port == udpPort {
+		spec.Protocol = corev1.ProtocolUDP
+	}
 	for _, a := range s.addrs() {
 		spec.ClusterIPs = append(spec.ClusterIPs, a.Addr())
 	}
@@ -150,7 +157,7 @@ func (w *town) server(name string) *lab.Pod {
 // serveBy makes pods the backends of every Service and the endpoints of every cluster.
 func (w *town) serveBy(pods ...*lab.Pod) {
 	w.t.Helper()
-	for _, s := range []service{web, proxied, offloaded, plain} {
+	for _, s := range []service{web, proxied, offloaded, plain, datagrams} {
 		w.must(w.SetService(s.spec(pods)))
 	}
 	endpoints := func(port uint16) (out []netip.AddrPort) {
@@ -235,7 +242,7 @@ func (w *town) startAgent(flags ...string) *lab.Process {
 	w.must(w.WaitReady(w.ctx, agent))
 	w.must(w.WaitStatus(w.ctx, "the town's configuration", func(s lab.Status) bool {
 		return s.XDS.Resources["listener"] == 3 && s.XDS.Resources["cluster"] == 3 && s.XDS.Resources["endpoint"] == 3 &&
-			s.Kubernetes.Services >= 4 && s.Pods.Enrolled >= 1 && len(s.Datapath.Errors) == 0
+			s.Kubernetes.Services >= 5 && s.Pods.Enrolled >= 1 && len(s.Datapath.Errors) == 0
 	}))
 	return agent
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -24,7 +25,7 @@ const (
 	Streaming Kind = "streaming" // a POST in chunks, answered in chunks that are flushed one by one
 	WebSocket Kind = "websocket" // a message that comes back
 	TCP       Kind = "tcp"       // bytes that come back; at the end a half-close, which must come back too
-	UDP       Kind = "udp"       // a datagram that comes back
+	UDP       Kind = "udp"       // a datagram that comes back, on a socket that names the address with each one
 	Serve     Kind = "serve"     // not a client but the server of all of them, see serve.go
 )
 
@@ -253,7 +254,8 @@ func tcpEnd(c *conversation) error {
 	return nil
 }
 
-// udpExchange expects that no datagram is lost: there is no wire between the pods of one node.
+// udpExchange expects that no datagram is lost: there is no wire between the pods of one node. One that has not come back
+// when the time is over is lost, and a failed exchange.
 func udpExchange(c *conversation) (answer, error) {
 	body := c.payload()
 	if _, err := c.conn.Write(body); err != nil {
@@ -262,10 +264,45 @@ func udpExchange(c *conversation) (answer, error) {
 	got := make([]byte, len(body)+1)
 	n, err := c.conn.Read(got)
 	if err != nil {
-		return answer{}, fmt.Errorf("receive: %w", err)
+		return answer{}, fmt.Errorf("a datagram or its answer is lost: %w", err)
 	}
 	if !bytes.Equal(got[:n], body) {
 		return answer{}, fmt.Errorf("%w: a datagram of %d bytes", errCorrupt, n)
 	}
 	return answer{"udp", uint64(n), false}, nil
+}
+
+// datagrams is a socket that isn't connected, as a resolver's is: each datagram names its address, and the answer must
+// come from there.
+type datagrams struct {
+	*net.UDPConn
+	to netip.AddrPort
+}
+
+func openDatagrams(addr string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	network := "udp4"
+	if to.Addr().Is6() {
+		network = "udp6"
+	}
+	c, err := net.ListenUDP(network, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &datagrams{c, to}, nil
+}
+
+// Write implements net.Conn.
+func (d *datagrams) Write(b []byte) (int, error) { return d.WriteToUDPAddrPort(b, d.to) }
+
+// Read implements net.Conn.
+func (d *datagrams) Read(b []byte) (int, error) {
+	n, from, err := d.ReadFromUDPAddrPort(b)
+	if from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port()); err == nil && from != d.to {
+		return 0, fmt.Errorf("the answer of %s comes from %s", d.to, from)
+	}
+	return n, err
 }

@@ -174,8 +174,7 @@ func (g *generator) report() Report {
 func (g *generator) client(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
-		dialer := net.Dialer{Timeout: g.cfg.Timeout}
-		conn, err := dialer.DialContext(ctx, g.kind.network, g.cfg.Addr)
+		conn, err := g.open(ctx)
 		if ctx.Err() != nil {
 			if err == nil {
 				conn.Close()
@@ -191,6 +190,14 @@ func (g *generator) client(ctx context.Context) {
 		g.converse(ctx, conn)
 		conn.Close()
 	}
+}
+
+func (g *generator) open(ctx context.Context) (net.Conn, error) {
+	if g.kind.network == "udp" {
+		return openDatagrams(g.cfg.Addr)
+	}
+	dialer := net.Dialer{Timeout: g.cfg.Timeout}
+	return dialer.DialContext(ctx, g.kind.network, g.cfg.Addr)
 }
 
 func (g *generator) converse(ctx context.Context, conn net.Conn) {

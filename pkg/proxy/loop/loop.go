@@ -218,6 +218,8 @@ func (l *Loop) Wait() { <-l.done }
 func (l *Loop) Run() error {
 	runtime.LockOSThread()
 	defer close(l.done)
+	// For top -H, perf and debuggers. A thread without a name works as well.
+	_ = nameThread(fmt.Sprintf("sockmesh-loop-%d", l.cfg.Index))
 	if err := l.bearHome(); err != nil {
 		l.shut()
 		return fmt.Errorf("proxy loop %d: %w", l.cfg.Index, err)

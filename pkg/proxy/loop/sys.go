@@ -156,3 +156,12 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 	}
 	return a
 }
+
+// nameThread names the calling thread; 15 bytes are kept.
+func nameThread(name string) error {
+	b, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(b)), 0, 0, 0)
+}
