@@ -17,10 +17,11 @@ import (
 const bridge = "br0"
 
 // buildNode gives the node its loopback and its bridge. It forwards, so that an address that is nobody's gets an
-// ICMP error at once instead of silence; as it has no other link, nothing leaves it.
+// ICMP error at once instead of silence, however many ask; as it has no other link, nothing leaves it.
 func (l *Lab) buildNode() error {
 	if err := l.Node.sysctl(map[string]string{
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
+		"net/ipv4/icmp_ratelimit": "0", "net/ipv6/icmp/ratelimit": "0",
 	}); err != nil {
 		return err
 	}

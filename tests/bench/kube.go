@@ -259,5 +259,15 @@ func (a *kubeAPI) store(ctx context.Context, objects []runtime.Object) error {
 	if err := a.Store(ctx, objects...); err != nil {
 		return err
 	}
-	return a.server.Start()
+	// Its check of all cluster IPs has a minute, which it needs where there are many and the machine is busy; then it ends.
+	err := a.server.Start()
+	for again := 0; err != nil && again < serverAttempts && ctx.Err() == nil; again++ {
+		stage("once more: %v", err)
+		a.server.Kill()
+		err = a.server.Start()
+	}
+	return err
 }
+
+// serverAttempts is how often an API server that did not get ready is started again.
+const serverAttempts = 3

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,6 +33,21 @@ type options struct {
 	scenario, proxy, out string
 	path                 string
 	build                string
+	services             string
+	sync, within         time.Duration
+}
+
+// serviceCounts are the numbers of Services of the scenario services, in ascending order.
+func (o options) serviceCounts() ([]int, error) {
+	var counts []int
+	for text := range strings.SplitSeq(o.services, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || len(counts) > 0 && n <= counts[len(counts)-1] {
+			return nil, fmt.Errorf("-services %s: want ascending numbers, such as 10,1000", o.services)
+		}
+		counts = append(counts, n)
+	}
+	return counts, nil
 }
 
 func main() {
@@ -51,15 +67,35 @@ func main() {
 	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh (on io_uring where there is one), sockmesh-epoll, envoy, haproxy, nginx, floor")
 	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: none, iptables, connect, sockmap")
 	flag.StringVar(&o.out, "out", "build/bench.json", "where the results go as JSON")
+	flag.StringVar(&o.services, "services", "10,1000,10000,30000", "scenario services: how many there are, in ascending steps")
+	flag.DurationVar(&o.sync, "sync", 5*time.Minute, "scenario services: how long a proxy may take to know all of them before it is left out")
+	flag.DurationVar(&o.within, "within", 0, "end after this time with what has been measured; 0: never")
 	flag.Parse()
+	if _, err := o.serviceCounts(); err != nil || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "bench:", errors.Join(err, unknownArguments(flag.Args())))
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
+	if o.within > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.within)
+		defer cancel()
+	}
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
+func unknownArguments(args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no arguments are expected, only flags: %q", args)
+}
+
+// run measures, and prints what it has when it is stopped or a scenario fails.
 func run(ctx context.Context, o options) (err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -82,15 +118,25 @@ func run(ctx context.Context, o options) (err error) {
 	}
 
 	report := newReport(o)
+	err = w.measureAll(ctx, scenarios, report)
+	progress("")
+	report.print(os.Stdout)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		err = fmt.Errorf("ended after %s; what had been measured by then is printed above: %w", o.within, err)
+	}
+	return errors.Join(err, report.write(o.out))
+}
+
+func (w *world) measureAll(ctx context.Context, scenarios []scenario, report *report) error {
 	for _, s := range scenarios {
 		if s.run != nil {
-			if err := s.run(ctx, o, s, report); err != nil {
+			if err := s.run(ctx, w.o, s, report); err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
 			continue
 		}
 		cases := w.cases(s)
-		rounds := o.rounds
+		rounds := w.o.rounds
 		if s.maxRounds > 0 {
 			rounds = min(rounds, s.maxRounds)
 		}
@@ -105,9 +151,7 @@ func run(ctx context.Context, o options) (err error) {
 			}
 		}
 	}
-	progress("")
-	report.print(os.Stdout)
-	return report.write(o.out)
+	return nil
 }
 
 // fileLimitNow raises the limit of descriptors as far as the machine allows, for this process and those that it starts, and
@@ -131,4 +175,10 @@ func progress(format string, args ...any) {
 	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		fmt.Fprintf(os.Stderr, "\r%-78s\r", fmt.Sprintf(format, args...))
 	}
+}
+
+// stage says on a line of its own, with the time, how far a long scenario has come: on a terminal and in a log.
+func stage(format string, args ...any) {
+	progress("")
+	fmt.Fprintln(os.Stderr, time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }

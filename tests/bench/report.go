@@ -122,18 +122,22 @@ func (w *row) result(o options) result {
 	}
 	r.Valid = len(w.problems) == 0 && r.Errors == 0
 	if len(w.problems) > 0 {
-		r.Problem = fmt.Sprintf("%d of %d rounds: %s", len(w.problems), o.rounds, w.problems[0])
+		r.Problem = fmt.Sprintf("%d of %d rounds: %s", len(w.problems), len(w.problems)+len(w.samples), w.problems[0])
 	}
 	return r
 }
 
 func spreadOf(samples []sample, f func(sample) float64) spread {
-	if len(samples) == 0 {
-		return spread{}
-	}
 	var values []float64
 	for _, s := range samples {
 		values = append(values, f(s))
+	}
+	return spreadOfValues(values)
+}
+
+func spreadOfValues(values []float64) spread {
+	if len(values) == 0 {
+		return spread{}
 	}
 	slices.Sort(values)
 	middle := len(values) / 2
@@ -224,7 +228,12 @@ func (r *report) printScenario(out io.Writer, rows []*row) {
 	s := rows[0].scenario
 	fmt.Fprintf(out, "\n%s: %s\n", s.name, s.what)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	defer t.Flush()
+	defer func() {
+		t.Flush()
+		if s.summary != nil {
+			s.summary(out, rows)
+		}
+	}()
 	variants := slices.ContainsFunc(rows, func(w *row) bool { return w.c.variant != "" })
 	line := func(c testCase, cells []string) {
 		names := []string{c.proxy, c.path}

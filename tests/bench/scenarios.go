@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +37,8 @@ type scenario struct {
 	run func(ctx context.Context, o options, s scenario, r *report) error
 	// columns of the table after proxy and path; nil: those of closed-loop load (report.go).
 	columns []column
+	// summary prints below the table what compares rows; nil: nothing.
+	summary func(out io.Writer, rows []*row)
 	// Bounds of long scenarios; 0: as the command line says.
 	maxRounds int
 	duration  time.Duration
@@ -68,7 +71,7 @@ var loadScenarios = []scenario{
 	{name: "tcp-bulk-1k", what: "TCP, one way, writes of 1 KiB", tcp: true, bulk: true, size: 1 << 10, cases: bulkCases},
 	{name: "tcp-bulk-16k", what: "TCP, one way, writes of 16 KiB", tcp: true, bulk: true, size: 16 << 10, cases: bulkCases},
 	{name: "tcp-bulk-1m", what: "TCP, one way, writes of 1 MiB", tcp: true, bulk: true, size: 1 << 20, cases: bulkCases},
-	{name: "services", what: "a connection per request to one of many Services, 16 at a time", run: runServices, columns: servicesColumns},
+	{name: "services", what: "a connection per request to one of many Services, 16 at a time", run: runServices, columns: servicesColumns, summary: servicesSummary},
 	{name: "scale", what: "one agent among 10,000 Services with 250,000 endpoints", run: runScale, columns: scaleColumns, maxRounds: 2},
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,23 +23,24 @@ import (
 // API server, and all run at once: so the number of Services grows in steps, and at each step the rounds alternate between
 // nodes that are ready. What idles meanwhile is the same for all.
 //
+// At each step the proxies start anew, when all objects are there: a proxy that waits for an API server which is away asks less
+// and less often, and what it then measured would be that.
+//
 // Every Service has one endpoint, the server pod of the node. A round goes to many of the Services in turn, evenly spread,
 // because a packet filter that walks a list is as fast as the place in it.
-
-// serviceCounts are the numbers of Services present.
-var serviceCounts = []int{10, 1_000, 10_000, 30_000}
+//
+// A proxy that does not know all Services in time has no result at this number and the greater ones; the others go on.
 
 const (
 	serviceConnections = 16  // under way at a time
 	serviceTargets     = 500 // Services that a round goes to, at most
 	serviceWarmUp      = time.Second / 2
-	serviceSync        = 5 * time.Minute // how long a proxy may take to know all Services
 )
 
 // servicesProxy is a way to reach a Service.
 type servicesProxy struct {
 	name, path string
-	start      func(context.Context, *kubeAPI, *kubeNode, options) error
+	start      func(*kubeAPI, *kubeNode, options) (*lab.Process, error)
 	direct     bool // to the pod itself
 }
 
@@ -52,76 +54,198 @@ var servicesProxies = []servicesProxy{
 var servicesColumns = []column{
 	{"connections/s", func(x result, _ *result) string { return fmt.Sprintf("%.0f", x.RPS.Median) }},
 	loadColumns[1], loadColumns[2], loadColumns[3], loadColumns[4], loadColumns[5],
+	{"ready after s", func(x result, _ *result) string {
+		if ready, ok := x.More[readyAfter]; ok {
+			return fmt.Sprintf("%.1f", ready.Median)
+		}
+		return "-"
+	}},
+}
+
+// readyAfter is how long after its start a proxy served all Services that rounds go to, in seconds.
+const readyAfter = "ready_seconds"
+
+// servicesRun is the scenario under way.
+type servicesRun struct {
+	o       options
+	s       scenario
+	r       *report
+	api     *kubeAPI
+	proxies []servicesProxy
+	nodes   []*kubeNode    // of each proxy
+	running []*lab.Process // of each proxy
+	ready   []float64      // of each proxy: see readyAfter
+	broken  map[string]error
 }
 
 // runServices is the whole scenario.
 func runServices(ctx context.Context, o options, s scenario, r *report) (err error) {
-	var nodes []*kubeNode
-	var api *kubeAPI
+	x := &servicesRun{o: o, s: s, r: r, broken: map[string]error{}}
+	x.proxies = slices.DeleteFunc(slices.Clone(servicesProxies), func(p servicesProxy) bool { return !wanted(o.proxy, p.name) })
+	x.running, x.ready = make([]*lab.Process, len(x.proxies)), make([]float64, len(x.proxies))
+	counts, err := o.serviceCounts()
+	if err != nil {
+		return err
+	}
 	defer func() {
-		for _, n := range nodes {
+		for _, n := range x.nodes {
 			err = errors.Join(err, n.close())
 		}
 	}()
-	proxies := slices.DeleteFunc(slices.Clone(servicesProxies), func(p servicesProxy) bool { return !wanted(o.proxy, p.name) })
-	broken := map[string]error{}
-	for i, p := range proxies {
+	for i := range x.proxies {
 		n, err := newKubeNode(ctx, o)
-		nodes = append(nodes, n)
+		x.nodes = append(x.nodes, n)
 		if err != nil {
 			return err
 		}
-		if i == 0 {
-			if api, err = newKubeAPI(o, n); err != nil {
-				return err
-			}
-			if err := api.createNode(ctx); err != nil {
-				return err
-			}
+		if i > 0 {
+			continue
 		}
-		if p.start != nil {
-			if err := p.start(ctx, api, n, o); err != nil {
-				broken[p.name] = err
-			}
+		if x.api, err = newKubeAPI(o, n); err != nil {
+			return err
+		}
+		if err := x.api.createNode(ctx); err != nil {
+			return err
 		}
 	}
 	have := 0
-	for _, count := range serviceCounts {
-		progress("%s: %d Services", s.name, count)
-		var objects []runtime.Object
-		for ; have < count; have++ {
-			objects = append(objects, serviceObject(have), sliceObject(have, 0, tcpPort, serverAddr))
-		}
-		began := time.Now()
-		if err := api.store(ctx, objects); err != nil {
+	for _, count := range counts {
+		if err := x.grow(ctx, have, count); err != nil {
 			return err
 		}
-		progress("%s: %d Services, stored in %s", s.name, count, time.Since(began).Round(time.Millisecond))
-		for i, p := range proxies {
-			if broken[p.name] == nil && !p.direct {
-				progress("%s: %d Services, waiting for %s", s.name, count, p.name)
-				began := time.Now()
-				broken[p.name] = nodes[i].knows(ctx, count)
-				progress("%s: %d Services, %s knows them after %s", s.name, count, p.name, time.Since(began).Round(time.Millisecond))
-			}
-		}
+		have = count
 		for round := range o.rounds {
-			for i, p := range proxies {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				c := testCase{proxy: p.name, path: p.path, variant: fmt.Sprintf("%d Services", count), services: count}
-				progress("%s, round %d of %d: %s", s.name, round+1, o.rounds, c)
-				var x sample
-				err := broken[p.name]
-				if err == nil {
-					x, err = nodes[i].round(ctx, p, count, o.duration)
-				}
-				r.add(s, c, x, err)
+			if err := x.round(ctx, count, round); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// grow adds Services and starts the proxies, one after another, each when the one before is ready.
+func (x *servicesRun) grow(ctx context.Context, have, count int) error {
+	for i, p := range x.running {
+		if p != nil {
+			p.Kill()
+			x.running[i] = nil
+		}
+	}
+	var objects []runtime.Object
+	for ; have < count; have++ {
+		objects = append(objects, serviceObject(have), sliceObject(have, 0, tcpPort, serverAddr))
+	}
+	began := time.Now()
+	if err := x.api.store(ctx, objects); err != nil {
+		return err
+	}
+	stage("%s: %d Services, stored in %s", x.s.name, count, time.Since(began).Round(time.Millisecond))
+	for i, p := range x.proxies {
+		if p.direct || x.broken[p.name] != nil {
+			continue
+		}
+		began, err := time.Now(), error(nil)
+		if x.running[i], err = p.start(x.api, x.nodes[i], x.o); err == nil {
+			err = x.nodes[i].knows(ctx, count, x.o.sync)
+		}
+		took := time.Since(began)
+		x.ready[i] = took.Seconds()
+		if err == nil {
+			stage("%s: %d Services, %s is ready after %s", x.s.name, count, p.name, took.Round(time.Millisecond))
+			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		stage("%s: %d Services, %s is left out after %s: %v", x.s.name, count, p.name, took.Round(time.Millisecond), err)
+		x.broken[p.name] = fmt.Errorf("not ready for %d Services after %s: %w", count, took.Round(time.Second), err)
+		if x.running[i] != nil { // what it does in vain is not to slow the others down
+			x.running[i].Kill()
+		}
+	}
+	return nil
+}
+
+// round measures each proxy once. Each round begins with another one: what a place in the round does to a figure, the rounds
+// share out.
+func (x *servicesRun) round(ctx context.Context, count, round int) error {
+	stage("%s: %d Services, round %d of %d", x.s.name, count, round+1, x.o.rounds)
+	type measured struct {
+		x   sample
+		err error
+	}
+	all := make([]measured, len(x.proxies))
+	for k := range x.proxies {
+		i := (round + k) % len(x.proxies)
+		p := x.proxies[i]
+		m := measured{err: x.broken[p.name]}
+		if m.err == nil {
+			m.x, m.err = x.nodes[i].round(ctx, p, count, x.o.duration)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err() // a round counts as a whole
+		}
+		if m.err == nil && !p.direct {
+			m.x.more = map[string]float64{readyAfter: x.ready[i]}
+		}
+		all[i] = m
+	}
+	for i, p := range x.proxies {
+		x.r.add(x.s, testCase{proxy: p.name, path: p.path, variant: fmt.Sprintf("%d Services", count), services: count}, all[i].x, all[i].err)
+	}
+	return nil
+}
+
+// servicesSummary says for each proxy what part of the direct connections it reaches at each number of Services, and how flat
+// that is: the ratios of single rounds, in which both were measured seconds apart; medians with minimum and maximum.
+func servicesSummary(out io.Writer, rows []*row) {
+	direct := map[int]*row{}
+	ratios := map[string]map[int]spread{}
+	var names []string
+	var counts []int
+	for _, w := range rows {
+		if w.c.proxy == "none" {
+			direct[w.c.services] = w
+		}
+		if !slices.Contains(counts, w.c.services) {
+			counts = append(counts, w.c.services)
+		}
+	}
+	for _, w := range rows {
+		d := direct[w.c.services]
+		if w.c.proxy == "none" || d == nil || len(w.problems)+len(d.problems) > 0 || len(w.samples) != len(d.samples) {
+			continue
+		}
+		if ratios[w.c.proxy] == nil {
+			ratios[w.c.proxy] = map[int]spread{}
+			names = append(names, w.c.proxy)
+		}
+		var each []float64
+		for i := range w.samples {
+			each = append(each, w.samples[i].rps/d.samples[i].rps)
+		}
+		ratios[w.c.proxy][w.c.services] = spreadOfValues(each)
+	}
+	for _, name := range names {
+		fmt.Fprintf(out, "%s, of direct, round by round:", name)
+		var first, last spread
+		for _, count := range counts {
+			r, ok := ratios[name][count]
+			if !ok {
+				fmt.Fprintf(out, "  %d: no result", count)
+				continue
+			}
+			fmt.Fprintf(out, "  %d: %.3f (%.3f to %.3f)", count, r.Median, r.Min, r.Max)
+			if first.Median == 0 {
+				first = r
+			}
+			last = r
+		}
+		if first.Median > 0 {
+			fmt.Fprintf(out, "; the last is %.3f of the first", last.Median/first.Median)
+		}
+		fmt.Fprintln(out)
+	}
 }
 
 // createNode makes the Node object that all the nodes go by.
@@ -137,14 +261,8 @@ func (a *kubeAPI) createNode(ctx context.Context) error {
 }
 
 // startServiceAgent starts sockmesh as it runs on a node that has no control plane for proxies.
-func startServiceAgent(ctx context.Context, api *kubeAPI, n *kubeNode, _ options) error {
-	agent, err := n.startAgent(api)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	return n.lab.WaitReady(ctx, agent)
+func startServiceAgent(api *kubeAPI, n *kubeNode, _ options) (*lab.Process, error) {
+	return n.startAgent(api)
 }
 
 func (n *kubeNode) startAgent(api *kubeAPI, flags ...string) (*lab.Process, error) {
@@ -158,15 +276,15 @@ func (n *kubeNode) startAgent(api *kubeAPI, flags ...string) (*lab.Process, erro
 // startKubeProxy starts upstream's kube-proxy in a mode, with its defaults except that it does not write all its rules again
 // every so often, and leaves the connection table's size alone, which belongs to the machine. Connections that have ended
 // leave that table after seconds instead of two minutes: at the benchmark's rate it would be full, and kube-proxy out.
-func startKubeProxy(mode string) func(context.Context, *kubeAPI, *kubeNode, options) error {
-	return func(_ context.Context, api *kubeAPI, n *kubeNode, o options) error {
+func startKubeProxy(mode string) func(*kubeAPI, *kubeNode, options) (*lab.Process, error) {
+	return func(api *kubeAPI, n *kubeNode, o options) (*lab.Process, error) {
 		binary, err := controlplane.Build(filepath.Dir(o.build), "kube-proxy")
 		if err != nil {
-			return err
+			return nil, err
 		}
 		kubeconfig, err := api.kubeconfig(n)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		file := filepath.Join(n.lab.Dir, "tmp", "kube-proxy.yaml")
 		text := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -183,12 +301,13 @@ iptables: {syncPeriod: 24h}
 nftables: {syncPeriod: 24h}
 `, mode, kubeconfig)
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			return err
+			return nil, err
 		}
-		if _, err := n.lab.Node.Start("kube-proxy", binary, "--config", file); err != nil {
-			return err
+		proxy, err := n.lab.Node.Start("kube-proxy", binary, "--config", file)
+		if err != nil {
+			return nil, err
 		}
-		return sysctl(n.lab.Node, map[string]string{"net/netfilter/nf_conntrack_tcp_timeout_time_wait": "5"})
+		return proxy, sysctl(n.lab.Node, map[string]string{"net/netfilter/nf_conntrack_tcp_timeout_time_wait": "5"})
 	}
 }
 
@@ -203,12 +322,12 @@ func targets(count int) []netip.AddrPort {
 }
 
 // knows waits until every Service that rounds go to answers.
-func (n *kubeNode) knows(ctx context.Context, count int) error {
-	ctx, cancel := context.WithTimeout(ctx, serviceSync)
+func (n *kubeNode) knows(ctx context.Context, count int, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	return lab.Wait(ctx, func() error {
 		to := targets(count)
-		x, err := n.connects(ctx, to, 4, serviceSync, "-once")
+		x, err := n.connects(ctx, to, 4, within, "-once")
 		if err == nil && int(x.requests) < len(to) {
 			err = fmt.Errorf("of %d Services some do not answer: of %d exchanges %d failed", count, len(to), x.errors)
 		}

@@ -8,9 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-
 	"github.com/sockmesh/sockmesh/agent/api"
 	"github.com/sockmesh/sockmesh/pkg/lab"
 	"github.com/sockmesh/sockmesh/pkg/lab/controlplane"
@@ -31,33 +28,36 @@ func (n *realNode) connections() uint64 {
 func TestMigrationFromARealKubeProxyAndBack(t *testing.T) {
 	n := newBareNode(t)
 	a := n.server("a", 21, 8080)
-	s := n.service("web", singleStack, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort })
-	n.endpoints("web", "web-4", discoveryv1.AddressTypeIPv4, 8080, "", []*lab.Pod{a})
-	vip, nodePort := address(s.Spec.ClusterIP, 80), address(nodeIP, s.Spec.Ports[0].NodePort)
+	s := n.service("web", withNodePort)
+	n.endpoints("web", "web", tcp("", 8080), []*lab.Pod{a})
 	answers := func(what string) {
 		t.Helper()
 		// From the host: kube-proxy's rules for pods would need the node between client and endpoint, which share a bridge here.
-		n.answers(what, n.lab.Node, vip, "a")
-		n.answers(what+": node port", n.lab.Node, nodePort, "a")
+		n.answers(what, n.lab.Node.Run, vips(s), "a")
+		n.answers(what+": node port", n.lab.Node.Run, nodePorts(s), "a")
 	}
 
 	// A real node has a default route, without which the kernel refuses a cluster IP before kube-proxy's rules see it.
-	_, err := n.lab.Node.Run(n.ctx, "ip", "route", "add", "10.96.0.0/16", "dev", "br0")
-	n.must(err)
+	for _, cidr := range strings.Split(controlplane.ServiceCIDRs, ",") {
+		_, err := n.lab.Node.Run(n.ctx, "ip", "route", "add", cidr, "dev", "br0")
+		n.must(err)
+	}
 	proxy := n.startKubeProxy()
 	answers("kube-proxy alone")
 
 	n.start("--kube-proxy-healthz", "127.0.0.1:10256")
 	before := n.connections()
 	answers("both")
-	if now := n.connections(); now < before+6 {
-		t.Errorf("beside kube-proxy only %d of 6 connections went by sockmesh", now-before)
+	if now := n.connections(); now < before+12 {
+		t.Errorf("beside kube-proxy only %d of 12 connections went by sockmesh", now-before)
 	}
 
 	proxy.Kill()
-	out, err := n.lab.Node.Run(n.ctx, "nft", "delete", "table", "ip", "kube-proxy") // what kube-proxy --cleanup does
-	if err != nil {
-		t.Fatalf("%s: %v", out, err)
+	for _, family := range []string{"ip", "ip6"} { // what kube-proxy --cleanup does
+		out, err := n.lab.Node.Run(n.ctx, "nft", "delete", "table", family, "kube-proxy")
+		if err != nil {
+			t.Fatalf("%s: %v", out, err)
+		}
 	}
 	answers("sockmesh alone")
 	n.must(lab.Wait(n.ctx, func() error {
@@ -67,11 +67,16 @@ func TestMigrationFromARealKubeProxyAndBack(t *testing.T) {
 
 	n.startKubeProxy()
 	n.must(lab.Wait(n.ctx, func() error {
-		rules, err := n.lab.Node.Run(n.ctx, "nft", "list", "table", "ip", "kube-proxy")
-		if err == nil && !strings.Contains(rules, n.namespace) {
-			err = fmt.Errorf("kube-proxy has not written its rules yet")
+		for _, family := range []string{"ip", "ip6"} {
+			rules, err := n.lab.Node.Run(n.ctx, "nft", "list", "table", family, "kube-proxy")
+			if err == nil && !strings.Contains(rules, n.namespace) {
+				err = fmt.Errorf("kube-proxy has not written its rules yet")
+			}
+			if err != nil {
+				return err
+			}
 		}
-		return err
+		return nil
 	}))
 	n.proc.Kill()
 	answers("the agent dead: its programs go on")
@@ -111,7 +116,7 @@ clientConnection: {kubeconfig: %q}
 hostnameOverride: %s
 healthzBindAddress: 127.0.0.1:10256
 metricsBindAddress: 127.0.0.1:10249
-clusterCIDR: 10.77.0.0/24
+clusterCIDR: "10.77.0.0/24,fd77::/64"
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `, n.adminConfig(), nodeName)), 0o644))
 	proc, err := n.lab.Node.Start("kube-proxy", binary, "--config", file)

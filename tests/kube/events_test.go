@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -76,9 +75,12 @@ func TestWhatANodeCannotServeIsToldOnTheService(t *testing.T) {
 	})
 	n.told("sctp", "Unsupported", "spec.ports[1].protocol", "SCTP is not supported")
 
-	first := n.service("first", singleStack)
-	n.service("thief", singleStack, func(s *corev1.Service) { s.Spec.ExternalIPs = []string{first.Spec.ClusterIP} })
-	n.told("thief", "AddressConflict", first.Spec.ClusterIP, "is an address of Service "+n.namespace+"/first", "another address")
+	first := n.service("first")
+	for i, ip := range first.Spec.ClusterIPs {
+		thief := fmt.Sprint("thief", i)
+		n.service(thief, func(s *corev1.Service) { s.Spec.ExternalIPs = []string{ip} })
+		n.told(thief, "AddressConflict", ip, "is an address of Service "+n.namespace+"/first", "another address")
+	}
 
 	n.service("family", singleStack)
 	x := n.slice("family", "family-6", discoveryv1.AddressTypeIPv6, "fd77::21")
@@ -88,10 +90,10 @@ func TestWhatANodeCannotServeIsToldOnTheService(t *testing.T) {
 
 	for network, protocol := range map[string]corev1.Protocol{"tcp": corev1.ProtocolTCP, "udp": corev1.ProtocolUDP} {
 		name := "held-" + network
-		s := n.service(name, singleStack, func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports[0].Protocol = corev1.ServiceTypeNodePort, protocol })
+		s := n.service(name, func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports[0].Protocol = corev1.ServiceTypeNodePort, protocol })
 		n.listenOnNode(network, s.Spec.Ports[0].NodePort)
 		// A socket that comes after the Service is found when Services' ports change, or after a while.
-		n.service("stir-"+network, singleStack, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort })
+		n.service("stir-"+network, withNodePort)
 		n.told(name, "NodePortInUse", fmt.Sprintf("%s port %d (NodePort) is held by a socket", protocol, s.Spec.Ports[0].NodePort), "another nodePort")
 		n.problem(name, "is held by a socket")
 	}
@@ -104,8 +106,8 @@ func TestWhatANodeCannotServeIsToldOnTheService(t *testing.T) {
 func TestAFullMapRefusesTheNewServiceAndSaysSo(t *testing.T) {
 	n := newBareNode(t)
 	a := n.server("a", 21, 8080)
-	old := n.service("old", singleStack)
-	n.endpoints("old", "old-4", discoveryv1.AddressTypeIPv4, 8080, "", []*lab.Pod{a})
+	old := n.service("old")
+	n.endpoints("old", "old", tcp("", 8080), []*lab.Pod{a})
 	all, err := n.admin.CoreV1().Services("").List(n.ctx, metav1.ListOptions{})
 	n.must(err)
 	room := 0
@@ -115,11 +117,11 @@ func TestAFullMapRefusesTheNewServiceAndSaysSo(t *testing.T) {
 		}
 	}
 	n.start("--map-frontends", fmt.Sprint(room), "--drift-interval", "1s")
-	n.answers("a Service that fits", &n.client.Place, address(old.Spec.ClusterIP, 80), "a")
-	n.service("late", singleStack)
+	n.answers("a Service that fits", n.client.Run, vips(old), "a")
+	n.service("late")
 	n.told("late", "MapFull", "sm_frontends is full", "raise --map-frontends")
 	n.problem("late", "raise --map-frontends")
-	n.answers("what is there keeps working", &n.client.Place, address(old.Spec.ClusterIP, 80), "a")
+	n.answers("what is there keeps working", n.client.Run, vips(old), "a")
 	status, err := n.lab.CLI(n.ctx, "status")
 	n.must(err)
 	if !strings.Contains(status, "sm_frontends is 100% full") {
@@ -127,14 +129,14 @@ func TestAFullMapRefusesTheNewServiceAndSaysSo(t *testing.T) {
 	}
 	metrics, err := n.lab.Metrics(n.ctx, "/metrics")
 	n.must(err)
-	if !strings.Contains(metrics, `sockmesh_datapath_entries_refused{map="sm_frontends"} 1`) {
-		t.Errorf("the metrics do not count the entry that was refused")
+	if !strings.Contains(metrics, `sockmesh_datapath_entries_refused{map="sm_frontends"} 2`) {
+		t.Errorf("the metrics do not count the entries that were refused, one of each family")
 	}
-	n.must(n.admin.CoreV1().Services(n.namespace).Delete(context.Background(), "old", metav1.DeleteOptions{}))
+	n.delete("old")
 	n.says("room was made", "late", func(s api.Service) bool { return s.Name == "late" && len(s.Problems) == 0 })
 	late, err := n.admin.CoreV1().Services(n.namespace).Get(n.ctx, "late", metav1.GetOptions{})
 	n.must(err)
-	n.answers("the Service that was refused", &n.client.Place, address(late.Spec.ClusterIP, 80), refused)
+	n.answers("the Service that was refused", n.client.Run, vips(late), refused)
 }
 
 func TestHealthChecksFollowLocalEndpointsAndTheNode(t *testing.T) {
@@ -152,23 +154,25 @@ func TestHealthChecksFollowLocalEndpointsAndTheNode(t *testing.T) {
 		}
 		return strings.Join(strings.Fields(out), " ")
 	}
-	becomes := func(what, addr, path string, words ...string) {
+	becomes := func(what string, port int32, path string, words ...string) {
 		t.Helper()
-		err := lab.Wait(n.ctx, func() error {
-			got := check(addr, path)
-			if slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(got, w) }) {
-				return fmt.Errorf("it answers %q", got)
+		for _, addr := range at(nodeIPs, port) {
+			err := lab.Wait(n.ctx, func() error {
+				got := check(addr, path)
+				if slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(got, w) }) {
+					return fmt.Errorf("it answers %q", got)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatalf("%s: %s: want %q: %v", what, addr, words, err)
 			}
-			return nil
-		})
-		if err != nil {
-			t.Fatalf("%s: want %q: %v", what, words, err)
 		}
 	}
-	health := address(nodeIP, port)
+	health := port
 	becomes("no endpoint", health, "/", " 503 0", `"localEndpoints": 0`, `"serviceProxyHealthy": true`, `"namespace": "`+n.namespace+`"`)
 	condition := func(ready, terminating bool, node string) {
-		n.endpoints("web", "web-4", discoveryv1.AddressTypeIPv4, 8080, "", []*lab.Pod{a}, func(_ int, e *discoveryv1.Endpoint) {
+		n.endpoints("web", "web", tcp("", 8080), []*lab.Pod{a}, func(_ int, e *discoveryv1.Endpoint) {
 			e.NodeName = &node
 			e.Conditions = discoveryv1.EndpointConditions{Ready: &ready, Serving: new(true), Terminating: &terminating}
 		})
@@ -180,31 +184,31 @@ func TestHealthChecksFollowLocalEndpointsAndTheNode(t *testing.T) {
 	condition(true, false, "node-2")
 	becomes("one on another node", health, "/", " 503 0")
 
-	becomes("the node", address(nodeIP, 10256), "/healthz", " 200", `"nodeEligible":true`)
+	becomes("the node", 10256, "/healthz", " 200", `"nodeEligible":true`)
 	taint := func(taints string) {
 		t.Helper()
 		_, err := n.admin.CoreV1().Nodes().Patch(n.ctx, nodeName, "application/merge-patch+json", []byte(`{"spec":{"taints":`+taints+`}}`), metav1.PatchOptions{})
 		n.must(err)
 	}
 	taint(`[{"key":"ToBeDeletedByClusterAutoscaler","value":"1","effect":"NoSchedule"}]`)
-	becomes("the node is to go", address(nodeIP, 10256), "/healthz", " 503", `"nodeEligible":false`)
-	becomes("and yet it lives", address(nodeIP, 10256), "/livez", " 200")
+	becomes("the node is to go", 10256, "/healthz", " 503", `"nodeEligible":false`)
+	becomes("and yet it lives", 10256, "/livez", " 200")
 	taint(`null`)
-	becomes("it stays after all", address(nodeIP, 10256), "/healthz", " 200")
+	becomes("it stays after all", 10256, "/healthz", " 200")
 
 	// A port that somebody else holds is told, and taken over when it is free.
 	var held net.Listener
 	n.must(n.lab.Node.Do(func() (err error) {
-		held, err = net.Listen("tcp", fmt.Sprintf("%s:%d", nodeIP, port+1))
+		held, err = net.Listen("tcp", at(nodeIPs, port+1)[0])
 		return err
 	}))
 	defer held.Close()
 	n.service("taken", singleStack, func(s *corev1.Service) {
 		s.Spec.Type, s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal, port+1
 	})
-	n.told("taken", "FailedToStartServiceHealthcheck", fmt.Sprintf("health-check port %d can't be served on %s", port+1, nodeIP), "address already in use", "another healthCheckNodePort")
+	n.told("taken", "FailedToStartServiceHealthcheck", fmt.Sprintf("health-check port %d can't be served on %s", port+1, nodeIPs[0]), "address already in use", "another healthCheckNodePort")
 	held.Close()
-	becomes("the port, once it is free", address(nodeIP, port+1), "/", " 503 0")
+	becomes("the port, once it is free", port+1, "/", " 503 0")
 	n.says("no problem any more", "taken", func(s api.Service) bool {
 		return s.HealthCheck != nil && len(s.Problems) == 0 && len(s.HealthCheck.Addresses) > 0
 	})

@@ -39,6 +39,9 @@ func buildBinaries(dir string) error {
 	return nil
 }
 
+// Services are dual-stack here, as a.service makes them, and every question is asked at the addresses of both families: one test
+// is both families' test.
+
 // realNode is a node in a network namespace, with the real agent, which follows the real API server with exactly the rights
 // that deploy/ gives it, and pods with real applications. What objects mean is seen by who answers at their addresses.
 type realNode struct {
@@ -50,8 +53,11 @@ type realNode struct {
 	config string // kubeconfig that works on the node
 }
 
-// The pods' subnets and the node's own addresses in them.
-const nodeIP, nodeIP6 = "10.77.0.1", "fd77::1"
+// Addresses of both families: the node's own, in the pods' subnets, and everybody's loopback.
+var nodeIPs, loopbacks = []string{"10.77.0.1", "fd77::1"}, []string{"127.0.0.1", "::1"}
+
+// families are the kinds of slices.
+var families = []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6}
 
 // newNode makes a node with a client pod; agent flags are added to the usual ones.
 func newNode(t *testing.T, flags ...string) *realNode {
@@ -81,7 +87,7 @@ func newBareNode(t *testing.T) *realNode {
 			t.Error(err)
 		}
 	})
-	n.thisNode(nodeIP, "z1")
+	n.thisNode("z1", nodeIPs...)
 	n.config = n.kubeconfig()
 	n.client = n.addPod("client", 20)
 	return n
@@ -136,9 +142,14 @@ func (n *realNode) kubeconfig() string {
 // start starts the agent and waits until it is ready.
 func (n *realNode) start(flags ...string) {
 	n.t.Helper()
-	var err error
-	n.proc, err = n.lab.StartAgent(n.ctx, append([]string{"--manifests", "", "--xds", "", "--kubeconfig", n.config, "--drain-time", "1s"}, flags...)...)
-	n.must(err)
+	n.must(n.startUnready(flags...))
+	n.must(n.lab.WaitReady(n.ctx, n.proc))
+}
+
+// startUnready starts the agent and returns at once.
+func (n *realNode) startUnready(flags ...string) (err error) {
+	n.proc, err = n.lab.StartAgentNoWait(append([]string{"--manifests", "", "--xds", "", "--kubeconfig", n.config, "--drain-time", "1s"}, flags...)...)
+	return err
 }
 
 // addPod makes a pod with an address of each family that ends in i.
@@ -164,11 +175,28 @@ func (n *realNode) server(name string, i int, port uint16) *lab.Pod {
 const (
 	refused = "refused" // at once
 	nowhere = "nowhere" // nobody has the address
+	silence = "silence" // neither an answer nor a refusal
 )
 
-// get asks as a process of a place would.
-func get(ctx context.Context, p *lab.Place, addr string) string {
-	out, err := p.Run(ctx, "curl", "-sv", "--noproxy", "*", "--max-time", "10", "http://"+addr+"/") // -v has the errno's text
+// from runs a command as a client would: a process of a pod (n.client.Run), of the host (n.lab.Node.Run), or n.outside.
+type from func(ctx context.Context, command ...string) (string, error)
+
+// outside is a client that is no process of the node: in the client pod's network namespace but not in its cgroup, so that
+// what it sends is seen at the node's devices first.
+func (n *realNode) outside(ctx context.Context, command ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + n.client.NetnsPath}, command...)...)
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, said.String())
+	}
+	return string(out), err
+}
+
+// get asks by HTTP.
+func get(ctx context.Context, who from, addr string) string {
+	out, err := who(ctx, "curl", "-sv", "--noproxy", "*", "--max-time", "10", "http://"+addr+"/") // -v has the errno's text
 	switch {
 	case err == nil:
 		return out
@@ -176,34 +204,67 @@ func get(ctx context.Context, p *lab.Place, addr string) string {
 		return refused
 	case strings.Contains(err.Error(), "No route to host"), strings.Contains(err.Error(), "unreachable"):
 		return nowhere
+	case strings.Contains(err.Error(), "timed out"):
+		return silence
 	}
 	return err.Error()
 }
 
-// answers waits until exactly these answer at an address, and nobody else: "a b" for two endpoints that both do.
-func (n *realNode) answers(what string, p *lab.Place, addr string, want string) {
+// ask sends one datagram on a connected socket and says who answered.
+func ask(ctx context.Context, who from, addr string) string {
+	ip, port, _ := net.SplitHostPort(addr)
+	out, err := who(ctx, "bash", "-c", fmt.Sprintf("exec 3<>/dev/udp/%s/%s && echo who >&3 && timeout 3 head -n1 <&3", ip, port))
+	switch {
+	case err == nil:
+		return strings.TrimSpace(out)
+	case strings.Contains(err.Error(), "refused"):
+		return refused
+	case strings.Contains(err.Error(), "No route to host"), strings.Contains(err.Error(), "unreachable"):
+		return nowhere
+	case strings.Contains(err.Error(), "exit status 124"): // of timeout
+		return silence
+	}
+	return err.Error()
+}
+
+// answers waits until exactly these answer by HTTP at each of the addresses, and nobody else: "a b" for two endpoints that
+// both do.
+func (n *realNode) answers(what string, who from, addrs []string, want string) {
+	n.t.Helper()
+	n.reaches(what, get, who, addrs, want)
+}
+
+// answersUDP does the same by datagrams.
+func (n *realNode) answersUDP(what string, who from, addrs []string, want string) {
+	n.t.Helper()
+	n.reaches(what, ask, who, addrs, want)
+}
+
+func (n *realNode) reaches(what string, ask func(context.Context, from, string) string, who from, addrs []string, want string) {
 	n.t.Helper()
 	wanted := map[string]bool{}
 	for _, name := range strings.Fields(want) {
 		wanted[name] = true
 	}
-	var last map[string]int
-	err := lab.Wait(n.ctx, func() error {
-		last = map[string]int{}
-		for i := range 12 * len(wanted) { // an endpoint of two is missed by chance once in 2^23
-			got := get(n.ctx, p, addr)
-			last[got]++
-			if !wanted[got] {
-				break
+	for _, addr := range addrs {
+		var last map[string]int
+		err := lab.Wait(n.ctx, func() error {
+			last = map[string]int{}
+			for i := range 12 * len(wanted) { // an endpoint of two is missed by chance once in 2^23
+				got := ask(n.ctx, who, addr)
+				last[got]++
+				if !wanted[got] {
+					break
+				}
+				if len(last) == len(wanted) && (i >= 3*len(wanted)-1 || got == silence) { // that took its time
+					return nil
+				}
 			}
-			if len(last) == len(wanted) && i >= 3*len(wanted)-1 {
-				return nil
-			}
+			return errors.New("not yet")
+		})
+		if err != nil {
+			n.t.Fatalf("%s: at %s answer %v, want %q; %s", what, addr, last, want, n.describe())
 		}
-		return errors.New("not yet")
-	})
-	if err != nil {
-		n.t.Fatalf("%s: at %s answer %v, want %q; %s", what, addr, last, want, n.describe())
 	}
 }
 
@@ -247,29 +308,50 @@ func (n *realNode) patch(name, patch string) *corev1.Service {
 	return s
 }
 
-// endpoints makes a slice of pods at a port; change is applied to each endpoint.
-func (n *realNode) endpoints(service, name string, family discoveryv1.AddressType, port int32, portName string, pods []*lab.Pod, change ...func(int, *discoveryv1.Endpoint)) {
+// tcp and udp are ports of a slice.
+func tcp(name string, port int32) discoveryv1.EndpointPort {
+	return discoveryv1.EndpointPort{Name: &name, Port: &port, Protocol: new(corev1.ProtocolTCP)}
+}
+
+func udp(name string, port int32) discoveryv1.EndpointPort {
+	return discoveryv1.EndpointPort{Name: &name, Port: &port, Protocol: new(corev1.ProtocolUDP)}
+}
+
+// endpoints makes or changes the slices of pods at a port, one of each family, which have the name and the family's; change
+// is applied to each endpoint.
+func (n *realNode) endpoints(service, name string, port discoveryv1.EndpointPort, pods []*lab.Pod, change ...func(int, *discoveryv1.Endpoint)) {
 	n.t.Helper()
-	s := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
-		AddressType: family, Ports: []discoveryv1.EndpointPort{{Name: &portName, Port: &port}},
+	for _, family := range families {
+		s := &discoveryv1.EndpointSlice{
+			ObjectMeta:  metav1.ObjectMeta{Name: sliceName(name, family), Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+			AddressType: family, Ports: []discoveryv1.EndpointPort{port},
+		}
+		for i, p := range pods {
+			addr := p.Addr4()
+			if family == discoveryv1.AddressTypeIPv6 {
+				addr = p.Addr6()
+			}
+			e := discoveryv1.Endpoint{
+				Addresses: []string{addr.String()}, NodeName: new(string(nodeName)),
+				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: n.namespace, Name: p.PodSpec.Name},
+			}
+			for _, c := range change {
+				c(i, &e)
+			}
+			s.Endpoints = append(s.Endpoints, e)
+		}
+		n.writeSlice(s)
 	}
-	for i, p := range pods {
-		addr := p.Addr4()
-		if family == discoveryv1.AddressTypeIPv6 {
-			addr = p.Addr6()
-		}
-		e := discoveryv1.Endpoint{
-			Addresses: []string{addr.String()}, NodeName: new(string(nodeName)),
-			TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: n.namespace, Name: p.PodSpec.Name},
-		}
-		for _, c := range change {
-			c(i, &e)
-		}
-		s.Endpoints = append(s.Endpoints, e)
-	}
+}
+
+func sliceName(name string, family discoveryv1.AddressType) string {
+	return name + "-" + strings.ToLower(string(family))
+}
+
+func (n *realNode) writeSlice(s *discoveryv1.EndpointSlice) {
+	n.t.Helper()
 	slices := n.admin.DiscoveryV1().EndpointSlices(n.namespace)
-	if old, err := slices.Get(n.ctx, name, metav1.GetOptions{}); err == nil {
+	if old, err := slices.Get(n.ctx, s.Name, metav1.GetOptions{}); err == nil {
 		s.ResourceVersion = old.ResourceVersion
 		_, err = slices.Update(n.ctx, s, metav1.UpdateOptions{})
 		n.must(err)
@@ -279,4 +361,36 @@ func (n *realNode) endpoints(service, name string, family discoveryv1.AddressTyp
 	n.must(err)
 }
 
-func address(ip string, port int32) string { return net.JoinHostPort(ip, fmt.Sprint(port)) }
+// noEndpoints deletes the slices that endpoints made.
+func (n *realNode) noEndpoints(name string) {
+	n.t.Helper()
+	for _, family := range families {
+		n.must(n.admin.DiscoveryV1().EndpointSlices(n.namespace).Delete(n.ctx, sliceName(name, family), metav1.DeleteOptions{}))
+	}
+}
+
+// setIngress gives a Service the addresses of a load balancer.
+func (n *realNode) setIngress(name string, mode corev1.LoadBalancerIPMode, ips ...string) {
+	n.t.Helper()
+	s, err := n.admin.CoreV1().Services(n.namespace).Get(n.ctx, name, metav1.GetOptions{})
+	n.must(err)
+	s.Status.LoadBalancer.Ingress = nil
+	for _, ip := range ips {
+		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip, IPMode: &mode})
+	}
+	_, err = n.admin.CoreV1().Services(n.namespace).UpdateStatus(n.ctx, s, metav1.UpdateOptions{})
+	n.must(err)
+}
+
+// at puts a port behind each address; vips are a Service's cluster IPs with it, nodePorts the node's addresses with the
+// Service's node port.
+func at(ips []string, port int32) (all []string) {
+	for _, ip := range ips {
+		all = append(all, net.JoinHostPort(ip, fmt.Sprint(port)))
+	}
+	return all
+}
+
+func vips(s *corev1.Service) []string { return at(s.Spec.ClusterIPs, s.Spec.Ports[0].Port) }
+
+func nodePorts(s *corev1.Service) []string { return at(nodeIPs, s.Spec.Ports[0].NodePort) }

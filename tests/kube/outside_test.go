@@ -62,8 +62,8 @@ func (a *agent) seesOutside(what, name string, lines ...string) {
 	}
 }
 
-// thisNode makes sure that the Node exists, with an address and a zone.
-func (a *agent) thisNode(address, zone string) {
+// thisNode makes sure that the Node exists, in a zone and with addresses.
+func (a *agent) thisNode(zone string, addresses ...string) {
 	a.t.Helper()
 	ctx, nodes := context.Background(), a.admin.CoreV1().Nodes()
 	n, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}, metav1.CreateOptions{})
@@ -76,14 +76,17 @@ func (a *agent) thisNode(address, zone string) {
 	n.Labels = map[string]string{corev1.LabelTopologyZone: zone}
 	n, err = nodes.Update(ctx, n, metav1.UpdateOptions{})
 	a.must(err)
-	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
+	n.Status.Addresses = nil
+	for _, address := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: address})
+	}
 	_, err = nodes.UpdateStatus(ctx, n, metav1.UpdateOptions{})
 	a.must(err)
 }
 
 func TestALoadBalancerAndItsChangesOfType(t *testing.T) {
 	a, ctx := newAgent(t, kube.EnrollLabelled), context.Background()
-	a.thisNode("192.168.0.1", "z1")
+	a.thisNode("z1", "192.168.0.1")
 	s := a.service("web", func(s *corev1.Service) {
 		s.Spec.Type = corev1.ServiceTypeLoadBalancer
 		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
@@ -130,7 +133,7 @@ func TestALoadBalancerAndItsChangesOfType(t *testing.T) {
 
 func TestHintsFollowTheNodesZone(t *testing.T) {
 	a, ctx := newAgent(t, kube.EnrollLabelled), context.Background()
-	a.thisNode("192.168.0.1", "z1")
+	a.thisNode("z1", "192.168.0.1")
 	a.service("web", func(s *corev1.Service) {
 		s.Spec.TrafficDistribution = new(string(corev1.ServiceTrafficDistributionPreferSameZone))
 		s.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicySingleStack)
@@ -142,9 +145,9 @@ func TestHintsFollowTheNodesZone(t *testing.T) {
 	x, err := a.admin.DiscoveryV1().EndpointSlices(a.namespace).Update(ctx, x, metav1.UpdateOptions{})
 	a.must(err)
 	a.sees("web:80 -> 10.1.0.1:8080")
-	a.thisNode("192.168.0.1", "z2")
+	a.thisNode("z2", "192.168.0.1")
 	a.sees("web:80 -> 10.1.0.2:8080")
-	a.thisNode("192.168.0.1", "z3")
+	a.thisNode("z3", "192.168.0.1")
 	a.sees("web:80 -> 10.1.0.1:8080 10.1.0.2:8080")
 	x.Endpoints[0].Hints.ForNodes = []discoveryv1.ForNode{{Name: nodeName}}
 	x.Endpoints[1].Hints.ForNodes = []discoveryv1.ForNode{{Name: "node-2"}}
