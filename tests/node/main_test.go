@@ -13,6 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	squatIfAsked()
+	withoutUringIfAsked()
 	mainIfDNS()
 	labtest.Main(m, "../..")
 }

@@ -84,20 +84,30 @@ func TestWritesToAPeerThatDied(t *testing.T) {
 // TCP answers a close with unread data by a reset. Redirected bytes are not TCP's, so the close is an ordinary one: the
 // sender learns with its next write that nobody reads. Pinned: no bytes that somebody reads are lost by it.
 func TestCloseWithUnreadData(t *testing.T) {
-	outcome := func(redirected bool) string {
-		return converse(t, selftest.IPv4, "proxy", redirected, func(e *ends) string {
-			e.send("unread")
-			e.arrive()
-			e.closeReceiver()
-			e.must(selftest.Wait(e.sender, unix.POLLRDHUP))
-			_, err := unix.Read(e.sender, make([]byte, 1))
-			return errno(err)
-		})
-	}
-	if got := outcome(false); got != "ECONNRESET" {
-		t.Errorf("plain TCP: %s", got)
-	}
-	if got := outcome(true); got != "<nil>" {
-		t.Errorf("redirected: %s; pinned was an ordinary end", got)
-	}
+	pin(t, "ECONNRESET", "<nil>", func(e *ends) string {
+		e.send("unread")
+		e.arrive()
+		e.closeReceiver()
+		e.must(selftest.Wait(e.sender, unix.POLLRDHUP))
+		_, err := unix.Read(e.sender, make([]byte, 1))
+		return errno(err)
+	})
+}
+
+// A namespace whose pod is deleted while its sockets live: they go on to their end, as on plain TCP.
+func TestNamespaceGoesUnderLiveSockets(t *testing.T) {
+	compare(t, func(e *ends) string {
+		e.send("before")
+		e.must(stage.Close())
+		e.send(", after")
+		e.must(unix.Shutdown(e.sender, unix.SHUT_WR))
+		out := all(e.receiver)
+		_, err := unix.Write(e.receiver, []byte("and back"))
+		out += errno(err)
+		e.closeReceiver()
+		out += all(e.sender)
+		stage, err = selftest.NewStage(dp)
+		e.must(err)
+		return out
+	})
 }

@@ -19,8 +19,9 @@ import (
 )
 
 var (
-	dp    *datapath.Datapath
-	stage *selftest.Stage
+	dp     *datapath.Datapath
+	stage  *selftest.Stage
+	cgroup string
 )
 
 func TestMain(m *testing.M) {
@@ -44,7 +45,7 @@ func run(m *testing.M) (code int, err error) {
 	join := func(dir string) error {
 		return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0)
 	}
-	cgroup := filepath.Join(root, fmt.Sprintf("sm-traps-%d", os.Getpid()))
+	cgroup = filepath.Join(root, fmt.Sprintf("sm-traps-%d", os.Getpid()))
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		return 1, err
 	}
@@ -81,34 +82,78 @@ type ends struct {
 	pair             *selftest.Pair
 }
 
-// compare runs a conversation on redirected sockets of every family, in both roles, and on plain TCP: what it returns
-// must be the same. It returns everything that an application could see, as text.
-func compare(t *testing.T, conversation func(e *ends) string) {
+// everyway runs a test for every family and both directions: each of a pair's ends, the connecting one, which is the
+// proxy's, and the accepted one, which is an application's, is the sender once.
+func everyway(t *testing.T, test func(t *testing.T, fam selftest.Family, from string)) {
 	t.Helper()
-	for _, fam := range []selftest.Family{selftest.IPv4, selftest.IPv6, selftest.Mapped} {
+	for _, fam := range selftest.Families {
 		for _, from := range []string{"proxy", "application"} {
-			t.Run(string(fam)+"/from_"+from, func(t *testing.T) {
-				want := converse(t, fam, from, false, conversation)
-				if got := converse(t, fam, from, true, conversation); got != want {
-					t.Errorf("redirected:\n%s\nplain TCP:\n%s", got, want)
-				}
-			})
+			t.Run(string(fam)+"/from_"+from, func(t *testing.T) { test(t, fam, from) })
 		}
 	}
 }
 
+// compare runs a conversation on redirected sockets of every family, in both roles, and on plain TCP: what it returns
+// must be the same. It returns everything that an application could see, as text.
+func compare(t *testing.T, conversation func(e *ends) string) {
+	t.Helper()
+	everyway(t, func(t *testing.T, fam selftest.Family, from string) {
+		want := converse(t, fam, from, false, conversation)
+		if got := converse(t, fam, from, true, conversation); got != want {
+			t.Errorf("redirected:\n%s\nplain TCP:\n%s", got, want)
+		}
+	})
+}
+
+// pin is compare for what redirected sockets are known not to do as TCP does: both must stay as they are known to be.
+func pin(t *testing.T, plain, redirected string, conversation func(e *ends) string) {
+	t.Helper()
+	everyway(t, func(t *testing.T, fam selftest.Family, from string) {
+		if got := converse(t, fam, from, false, conversation); got != plain {
+			t.Errorf("plain TCP: %q, known is %q", got, plain)
+		}
+		if got := converse(t, fam, from, true, conversation); got != redirected {
+			t.Errorf("redirected: %q, pinned is %q", got, redirected)
+		}
+	})
+}
+
+// both runs a conversation redirected and not, every way; it judges for itself.
+func both(t *testing.T, conversation func(e *ends, redirected bool)) {
+	t.Helper()
+	everyway(t, func(t *testing.T, fam selftest.Family, from string) {
+		for _, redirected := range []bool{false, true} {
+			converse(t, fam, from, redirected, func(e *ends) string { conversation(e, redirected); return "" })
+		}
+	})
+}
+
 func converse(t *testing.T, fam selftest.Family, from string, redirected bool, conversation func(e *ends) string) string {
 	t.Helper()
+	before := enrolled(t)
 	p, err := stage.Pair(fam, redirected)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
+	if n := enrolled(t) - before; redirected != (n == 2) || n != 0 && n != 2 {
+		t.Fatalf("to be redirected: %v; %d sockets of the pair were enrolled", redirected, n)
+	}
 	e := &ends{t, p.Proxy, p.App, p}
 	if from == "application" {
 		e.sender, e.receiver = p.App, p.Proxy
 	}
 	return conversation(e)
+}
+
+// enrolled counts the sockets that were put into the map so far.
+func enrolled(t *testing.T) uint64 {
+	t.Helper()
+	c, err := dp.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Enrolled
 }
 
 func (e *ends) must(err error) {

@@ -45,7 +45,7 @@ func noise(n int) []byte {
 
 // Trap 1 and 2: keys in the right byte order, for every kind of address.
 func TestByteOrderAndMappedAddresses(t *testing.T) {
-	for _, fam := range []selftest.Family{selftest.IPv4, selftest.IPv6, selftest.Mapped} {
+	for _, fam := range selftest.Families {
 		p, err := stage.Pair(fam, true)
 		if err != nil {
 			t.Fatal(err)
@@ -138,96 +138,81 @@ func TestNonBlockingReadOfNothing(t *testing.T) {
 func TestReaderThatNeverReads(t *testing.T) {
 	for _, size := range []int{100, 4096, 1 << 16} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			converse(t, selftest.IPv4, "application", true, func(e *ends) string {
-				sent, message := 0, make([]byte, size)
-				for idle := 0; idle < 10; {
-					for i := range message {
-						message[i] = byte(uint64(sent+i) * 2654435761 >> 13)
-					}
-					n, err := unix.Write(e.sender, message)
-					if err == unix.EAGAIN {
-						idle++
-						time.Sleep(5 * time.Millisecond)
-						continue
-					}
-					e.must(err)
-					idle = 0
-					if sent += n; sent > 64<<20 {
-						t.Fatal("nothing stops the sender")
-					}
-				}
-				if how := e.pair.Sends(e.sender); how != "tcp" {
-					t.Errorf("after %d bytes the direction is %q", sent, how)
-				}
-				e.must(unix.Shutdown(e.sender, unix.SHUT_WR))
-				got, err := selftest.Read(e.receiver, sent+1)
-				e.must(err)
-				if len(got) != sent || sum(got) != sum(noise(sent)) {
-					t.Errorf("sent %d bytes, %d came, or out of order", sent, len(got))
-				}
-				return ""
-			})
+			both(t, func(e *ends, redirected bool) { neverRead(e, redirected, size) })
 		})
+	}
+}
+
+// neverRead sends messages of that size until nothing more goes, then reads them all.
+func neverRead(e *ends, redirected bool, size int) {
+	sent, message := 0, make([]byte, size)
+	for idle := 0; idle < 10; {
+		for i := range message {
+			message[i] = byte(uint64(sent+i) * 2654435761 >> 13)
+		}
+		n, err := unix.Write(e.sender, message)
+		if err == unix.EAGAIN {
+			idle++
+			time.Sleep(5 * time.Millisecond)
+			continue
+		}
+		e.must(err)
+		idle = 0
+		if sent += n; sent > 64<<20 {
+			e.t.Fatal("nothing stops the sender")
+		}
+	}
+	if how := e.pair.Sends(e.sender); redirected && how != "tcp" {
+		e.t.Errorf("after %d bytes the direction is %q", sent, how)
+	}
+	e.must(unix.Shutdown(e.sender, unix.SHUT_WR))
+	got, err := selftest.Read(e.receiver, sent+1)
+	e.must(err)
+	if len(got) != sent || sum(got) != sum(noise(sent)) {
+		e.t.Errorf("sent %d bytes, %d came, or out of order", sent, len(got))
 	}
 }
 
 // Trap 12: urgent data. TCP takes the urgent byte out of the stream; on redirected sockets it stays in. Pinned, since no
 // program sees the flag: applications with urgent data (telnet, FTP's abort) need a pod that is not accelerated.
 func TestUrgentData(t *testing.T) {
-	outcome := func(redirected bool) string {
-		return converse(t, selftest.IPv4, "proxy", redirected, func(e *ends) string {
-			e.send("ab")
-			e.must(unix.Sendto(e.sender, []byte("!"), unix.MSG_OOB, nil))
-			e.send("cd")
-			e.must(unix.Shutdown(e.sender, unix.SHUT_WR))
-			var out []byte
-			for {
-				b := make([]byte, 16)
-				n, err := unix.Read(e.receiver, b)
-				if errors.Is(err, unix.EAGAIN) {
-					e.arrive()
-					continue
-				}
-				if err != nil || n == 0 {
-					return string(out)
-				}
-				out = append(out, b[:n]...)
+	pin(t, "abcd", "ab!cd", func(e *ends) string {
+		e.send("ab")
+		e.must(unix.Sendto(e.sender, []byte("!"), unix.MSG_OOB, nil))
+		e.send("cd")
+		e.must(unix.Shutdown(e.sender, unix.SHUT_WR))
+		var out []byte
+		for {
+			b := make([]byte, 16)
+			n, err := unix.Read(e.receiver, b)
+			if errors.Is(err, unix.EAGAIN) {
+				e.arrive()
+				continue
 			}
-		})
-	}
-	plain, redirected := outcome(false), outcome(true)
-	t.Logf("plain %q, redirected %q", plain, redirected)
-	if plain != "abcd" {
-		t.Errorf("plain TCP: %q", plain)
-	}
-	if redirected != "ab!cd" {
-		t.Errorf("redirected: %q; pinned was the urgent byte in the stream, none lost", redirected)
-	}
+			e.must(err)
+			if n == 0 {
+				return string(out)
+			}
+			out = append(out, b[:n]...)
+		}
+	})
 }
 
 // SO_RCVLOWAT: a reader that asks not to be woken below a mark is woken early on redirected sockets: harmless, pinned.
 func TestLowWaterMark(t *testing.T) {
-	outcome := func(redirected bool) string {
-		return converse(t, selftest.IPv4, "proxy", redirected, func(e *ends) string {
-			e.must(unix.SetsockoptInt(e.receiver, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 100))
-			e.send("few")
-			time.Sleep(20 * time.Millisecond)
-			p := []unix.PollFd{{Fd: int32(e.receiver), Events: unix.POLLIN}}
-			early, err := unix.Poll(p, 0)
-			e.must(err)
-			e.send(string(noise(97)))
-			e.arrive() // at the mark it must be woken, whatever came before
-			got, err := selftest.Read(e.receiver, 100)
-			e.must(err)
-			return fmt.Sprintf("early %d, then %d", early, len(got))
-		})
-	}
-	if got := outcome(false); got != "early 0, then 100" {
-		t.Error("plain TCP:", got)
-	}
-	if got := outcome(true); got != "early 1, then 100" {
-		t.Errorf("redirected: %s; pinned was an early wake-up", got)
-	}
+	pin(t, "early 0, then 100", "early 1, then 100", func(e *ends) string {
+		e.must(unix.SetsockoptInt(e.receiver, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 100))
+		e.send("few")
+		time.Sleep(20 * time.Millisecond)
+		p := []unix.PollFd{{Fd: int32(e.receiver), Events: unix.POLLIN}}
+		early, err := unix.Poll(p, 0)
+		e.must(err)
+		e.send(string(noise(97)))
+		e.arrive() // at the mark it must be woken, whatever came before
+		got, err := selftest.Read(e.receiver, 100)
+		e.must(err)
+		return fmt.Sprintf("early %d, then %d", early, len(got))
+	})
 }
 
 func TestEdgeTriggeredEpoll(t *testing.T) {
@@ -327,64 +312,40 @@ func TestZeroCopySend(t *testing.T) {
 	})
 }
 
-// Trap 9: another tool's sockmap is refused with EBUSY, and the connection doesn't notice.
-func TestForeignSockmapIsRefused(t *testing.T) {
-	f, err := selftest.NewForeign()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	converse(t, selftest.IPv4, "proxy", true, func(e *ends) string {
-		for _, fd := range []int{e.sender, e.receiver} {
-			if err := f.Map.Put(uint32(0), uint64(fd)); !errors.Is(err, unix.EBUSY) {
-				t.Errorf("another sockmap takes an enrolled socket: %v", err)
-			}
-		}
-		e.send("on")
-		if got, err := selftest.Read(e.receiver, 2); err != nil || string(got) != "on" {
-			t.Errorf("%q, %v", got, err)
-		}
-		return ""
-	})
-}
-
 // Trap 22, pinned: a blocking read can end with EAGAIN when a wake-up brings no data, here that of the reader's own
 // half-close from another thread. No byte is lost, but no program expects it: hence sockets that block are not accelerated
 // unasked (pkg/datapath: TestBlockingClientIsNotAccelerated).
 func TestBlockingReadMayReturnEAGAIN(t *testing.T) {
-	for _, redirected := range []bool{false, true} {
-		converse(t, selftest.IPv4, "proxy", redirected, func(e *ends) string {
-			e.send("first")
-			_, err := selftest.Read(e.receiver, 5)
-			e.must(err)
-			e.must(unix.SetNonblock(e.receiver, false))
-			type result struct {
-				text string
-				err  error
-			}
-			done := make(chan result, 1)
-			read := func() {
-				b := make([]byte, 10)
-				n, err := unix.Read(e.receiver, b)
-				done <- result{string(b[:max(n, 0)]), err}
-			}
+	both(t, func(e *ends, redirected bool) {
+		e.send("first")
+		_, err := selftest.Read(e.receiver, 5)
+		e.must(err)
+		e.must(unix.SetNonblock(e.receiver, false))
+		type result struct {
+			text string
+			err  error
+		}
+		done := make(chan result, 1)
+		read := func() {
+			b := make([]byte, 10)
+			n, err := unix.Read(e.receiver, b)
+			done <- result{string(b[:max(n, 0)]), err}
+		}
+		go read()
+		time.Sleep(50 * time.Millisecond)
+		e.must(unix.Shutdown(e.receiver, unix.SHUT_WR))
+		time.Sleep(50 * time.Millisecond)
+		e.send("second")
+		r := <-done
+		if redirected && errors.Is(r.err, unix.EAGAIN) {
+			e.t.Log("the read ended with EAGAIN")
 			go read()
-			time.Sleep(50 * time.Millisecond)
-			e.must(unix.Shutdown(e.receiver, unix.SHUT_WR))
-			time.Sleep(50 * time.Millisecond)
-			e.send("second")
-			r := <-done
-			if redirected && errors.Is(r.err, unix.EAGAIN) {
-				t.Log("the read ended with EAGAIN")
-				go read()
-				r = <-done
-			}
-			if r.text != "second" || r.err != nil {
-				t.Errorf("redirected %v: %q, %v", redirected, r.text, r.err)
-			}
-			return ""
-		})
-	}
+			r = <-done
+		}
+		if r.text != "second" || r.err != nil {
+			e.t.Errorf("redirected %v: %q, %v", redirected, r.text, r.err)
+		}
+	})
 }
 
 func TestBlockingReadWithTimeout(t *testing.T) {
@@ -431,7 +392,7 @@ func TestRandomConversations(t *testing.T) {
 		count = 100
 	}
 	for i := range count {
-		fam := []selftest.Family{selftest.IPv4, selftest.IPv6, selftest.Mapped}[i%3]
+		fam := selftest.Families[i%3]
 		script := r.Uint64()
 		plain := converse(t, fam, "proxy", false, func(e *ends) string { return talk(e, script) })
 		if got := converse(t, fam, "proxy", true, func(e *ends) string { return talk(e, script) }); got != plain {
@@ -478,86 +439,4 @@ func talk(e *ends, script uint64) string {
 		e.must(unix.Shutdown(fds[side], unix.SHUT_WR))
 	}
 	return out.String() + all(fds[0]) + all(fds[1])
-}
-
-// A namespace whose pod is deleted while its sockets live: they go on to their end, as on plain TCP.
-func TestNamespaceGoesUnderLiveSockets(t *testing.T) {
-	for _, redirected := range []bool{false, true} {
-		converse(t, selftest.IPv4, "proxy", redirected, func(e *ends) string {
-			e.send("before")
-			e.must(stage.Close())
-			e.send(", after")
-			e.must(unix.Shutdown(e.sender, unix.SHUT_WR))
-			got, err := selftest.Read(e.receiver, 100)
-			if string(got) != "before, after" || err != nil {
-				t.Errorf("redirected %v: %q, %v", redirected, got, err)
-			}
-			stage, err = selftest.NewStage(dp)
-			e.must(err)
-			return ""
-		})
-	}
-}
-
-// Several listeners on one port: each connection finds its own other end.
-func TestReusePort(t *testing.T) {
-	var listeners [2]int
-	addr := &unix.SockaddrInet4{Port: 4321, Addr: selftest.Address4.As4()}
-	var conns []int
-	defer func() {
-		for _, fd := range append(conns, listeners[:]...) {
-			unix.Close(fd)
-		}
-	}()
-	stage.Do(func() {
-		const flags = unix.SOCK_STREAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
-		must := func(err error) {
-			if err != nil && !errors.Is(err, unix.EINPROGRESS) {
-				t.Error(err)
-			}
-		}
-		for i := range listeners {
-			var err error
-			listeners[i], err = unix.Socket(unix.AF_INET, flags, 0)
-			must(err)
-			must(unix.SetsockoptInt(listeners[i], unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
-			must(unix.Bind(listeners[i], addr))
-			must(unix.Listen(listeners[i], 64))
-		}
-		for range 30 {
-			fd, err := unix.Socket(unix.AF_INET, flags, 0)
-			must(err)
-			must(dp.Own(fd))
-			must(unix.Connect(fd, addr))
-			conns = append(conns, fd)
-		}
-	})
-	for i, fd := range conns {
-		if err := selftest.Write(fd, []byte{byte(i)}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	seen := map[byte]int{}
-	for _, l := range listeners {
-		for {
-			fd, _, err := unix.Accept4(l, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			if err != nil {
-				break
-			}
-			got, err := selftest.Read(fd, 1)
-			if err != nil || len(got) != 1 {
-				t.Fatal(got, err)
-			}
-			seen[got[0]]++
-			if err := selftest.Write(fd, got); err != nil {
-				t.Fatal(err)
-			}
-			defer unix.Close(fd)
-		}
-	}
-	for i, fd := range conns {
-		if got, err := selftest.Read(fd, 1); err != nil || got[0] != byte(i) || seen[byte(i)] != 1 {
-			t.Errorf("connection %d: %v, %v, %d", i, got, err, seen[byte(i)])
-		}
-	}
 }

@@ -12,7 +12,7 @@ import (
 // stepAside hands a connection of two legs over: bytes go from application to application behind those that were
 // forwarded, both ways, and when the proxy takes it back they come to the proxy.
 func stepAside(s *Stage) error {
-	for _, fam := range []Family{IPv4, IPv6, Mapped} {
+	for _, fam := range Families {
 		if err := s.onPair(fam, func(client *Pair) error {
 			return s.onPair(fam, func(server *Pair) error { return skip(s, client, server) })
 		}); err != nil {

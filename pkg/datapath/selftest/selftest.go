@@ -127,7 +127,7 @@ func transfer(from, to int, text string) error {
 
 // Every family, both directions.
 func redirect(s *Stage) error {
-	for _, fam := range []Family{IPv4, IPv6, Mapped} {
+	for _, fam := range Families {
 		err := s.onPair(fam, func(p *Pair) error {
 			if err := errors.Join(transfer(p.Proxy, p.App, "to the application"), transfer(p.App, p.Proxy, "and back")); err != nil {
 				return err

@@ -21,9 +21,8 @@ import (
 
 // Addresses of documentation (RFC 5737, RFC 3849), which are no pod's.
 var (
-	// Address4 is the stage's IPv4 address.
-	Address4 = netip.MustParseAddr("192.0.2.77")
-	addr6    = netip.MustParseAddr("2001:db8::77")
+	addr4 = netip.MustParseAddr("192.0.2.77")
+	addr6 = netip.MustParseAddr("2001:db8::77")
 )
 
 // Family is how a pair of sockets talks.
@@ -35,6 +34,36 @@ const (
 	IPv6   Family = "v6"
 	Mapped Family = "mapped"
 )
+
+// Families are all of them.
+var Families = []Family{IPv4, IPv6, Mapped}
+
+// Sockaddr is a port of the stage's address as sockets of this family name it, with their domain.
+func (f Family) Sockaddr(port int) (domain int, sa unix.Sockaddr) {
+	switch f {
+	case IPv4:
+		return unix.AF_INET, &unix.SockaddrInet4{Addr: addr4.As4(), Port: port}
+	case Mapped:
+		return unix.AF_INET6, &unix.SockaddrInet6{Addr: addr4.As16(), Port: port}
+	default:
+		return unix.AF_INET6, &unix.SockaddrInet6{Addr: addr6.As16(), Port: port}
+	}
+}
+
+// Port is the local port of a socket.
+func Port(fd int) (int, error) {
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, err
+	}
+	switch a := name.(type) {
+	case *unix.SockaddrInet4:
+		return a.Port, nil
+	case *unix.SockaddrInet6:
+		return a.Port, nil
+	}
+	return 0, fmt.Errorf("a socket with the name %v", name)
+}
 
 // Stage is a network namespace in which connections of the agent's own sockets are redirected.
 type Stage struct {
@@ -57,7 +86,7 @@ func NewStage(d *datapath.Datapath) (*Stage, error) {
 	}()
 	err := <-ready
 	if err == nil {
-		s.end, err = d.Rehearse(s.cookie, Address4, addr6)
+		s.end, err = d.Rehearse(s.cookie, addr4, addr6)
 	}
 	if err != nil {
 		close(s.work)
@@ -74,7 +103,7 @@ func (s *Stage) enter() error {
 	if err != nil {
 		return err
 	}
-	for _, a := range []netip.Addr{Address4, addr6} {
+	for _, a := range []netip.Addr{addr4, addr6} {
 		ip := net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: &ip, Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("add %s to lo: %w", a, err)
@@ -136,41 +165,22 @@ func (s *Stage) Pair(fam Family, redirected bool) (p *Pair, err error) {
 }
 
 func (p *Pair) connect(s *Stage, fam Family, redirected bool) error {
-	domain, at := unix.AF_INET6, addr6
-	if fam == IPv4 {
-		domain = unix.AF_INET
-	}
-	if fam != IPv6 {
-		at = Address4
-	}
-	sockaddr := func(port int) unix.Sockaddr {
-		if domain == unix.AF_INET {
-			return &unix.SockaddrInet4{Addr: at.As4(), Port: port}
-		}
-		return &unix.SockaddrInet6{Addr: at.As16(), Port: port}
-	}
+	domain, anyPort := fam.Sockaddr(0)
 	const flags = unix.SOCK_STREAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
 	l, err := unix.Socket(domain, flags, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(l)
-	if err := unix.Bind(l, sockaddr(0)); err != nil {
-		return fmt.Errorf("bind to %s: %w", at, err)
+	if err := unix.Bind(l, anyPort); err != nil {
+		return fmt.Errorf("bind to the stage's %s address: %w", fam, err)
 	}
 	if err := unix.Listen(l, 1); err != nil {
 		return err
 	}
-	name, err := unix.Getsockname(l)
+	port, err := Port(l)
 	if err != nil {
 		return err
-	}
-	port := 0
-	switch a := name.(type) {
-	case *unix.SockaddrInet4:
-		port = a.Port
-	case *unix.SockaddrInet6:
-		port = a.Port
 	}
 	if p.Proxy, err = unix.Socket(domain, flags, 0); err != nil {
 		return err
@@ -180,8 +190,9 @@ func (p *Pair) connect(s *Stage, fam Family, redirected bool) error {
 			return err
 		}
 	}
-	if err := unix.Connect(p.Proxy, sockaddr(port)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return fmt.Errorf("connect to %s: %w", at, err)
+	_, to := fam.Sockaddr(port)
+	if err := unix.Connect(p.Proxy, to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return fmt.Errorf("connect to the stage's %s address: %w", fam, err)
 	}
 	if err := Wait(l, unix.POLLIN); err != nil {
 		return err
