@@ -163,42 +163,54 @@ func TestReaderThatNeverReadsStopsItsSender(t *testing.T) {
 		c.Close()
 		result <- [2]int{got, wrong}
 	})
-	for _, size := range []int{1, 100, 5000, 1 << 16, 1 << 20} {
-		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			c, err := m.client.dial(ap(m.server.v4, 8080))
-			must(t, err)
-			defer c.Close()
-			sent, messages, chunk := 0, 0, make([]byte, size)
-			for sent < 256<<20 {
-				for i := range chunk {
-					chunk[i] = pattern(sent + i)
-				}
-				c.SetWriteDeadline(time.Now().Add(time.Second))
-				n, err := c.Write(chunk)
-				sent += n
-				messages++
-				if err != nil {
-					if !errors.Is(err, os.ErrDeadlineExceeded) {
-						t.Error(err)
+	few := uint64(0)
+	families(t, func(t *testing.T, fam family) {
+		sizes := []int{100, 1 << 16}
+		if fam.name == "v4" {
+			sizes = append(sizes, 1, 5000, 1<<20)
+		}
+		few += uint64(len(sizes))
+		for _, size := range sizes {
+			t.Run(fmt.Sprint(size), func(t *testing.T) {
+				c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
+				must(t, err)
+				defer c.Close()
+				sent, messages, chunk := 0, 0, make([]byte, size)
+				for sent < 256<<20 {
+					for i := range chunk {
+						chunk[i] = pattern(sent + i)
 					}
-					break
+					c.SetWriteDeadline(time.Now().Add(time.Second))
+					n, err := c.Write(chunk)
+					sent += n
+					messages++
+					if err != nil {
+						if !errors.Is(err, os.ErrDeadlineExceeded) {
+							t.Error(err)
+						}
+						break
+					}
 				}
-			}
-			t.Logf("the sender got rid of %d bytes in %d messages", sent, messages)
-			if sent > 40<<20 { // the limit, one window, and what two TCP buffers hold
-				t.Error("nothing stops the sender")
-			}
-			c.CloseWrite()
-			read <- struct{}{}
-			if got := <-result; got != [2]int{sent, 0} {
-				t.Errorf("sent %d bytes; the reader got %d, %d of them wrong", sent, got[0], got[1])
-			}
-		})
-	}
+				t.Logf("the sender got rid of %d bytes in %d messages", sent, messages)
+				if sent > 40<<20 { // the limit, one window, and what two TCP buffers hold
+					t.Error("nothing stops the sender")
+				}
+				if s := m.only(t, "pod-client"); s.Sends != "tcp" || !strings.Contains(s.Reason, "left too much unread") {
+					t.Errorf("the sender is listed as %+v", s)
+				}
+				c.CloseWrite()
+				read <- struct{}{}
+				if got := <-result; got != [2]int{sent, 0} {
+					t.Errorf("sent %d bytes; the reader got %d, %d of them wrong", sent, got[0], got[1])
+				}
+				m.gone(t, c)
+			})
+		}
+	})
 	c, err := m.d.Counters()
 	must(t, err)
-	if c.SlowReader != 5 {
-		t.Errorf("counted %d slow readers", c.SlowReader)
+	if c.SlowReader != few {
+		t.Errorf("counted %d slow readers, want %d", c.SlowReader, few)
 	}
 }
 

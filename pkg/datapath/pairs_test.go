@@ -2,12 +2,14 @@ package datapath
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
 )
@@ -237,59 +240,78 @@ func TestRandomConversationsAreByteExact(t *testing.T) {
 func TestBlockingClientIsNotAccelerated(t *testing.T) {
 	m := newMeshed(t)
 	m.server.server("b", 8080)
-	ask := func() {
-		t.Helper()
-		c, err := m.client.dialBlocking(ap(m.server.v4, 8080))
+	families(t, func(t *testing.T, fam family) {
+		before, err := m.d.Counters()
+		must(t, err)
+		c, err := fam.dialBlocking(m.client, ap(fam.of(m.server), 8080))
 		must(t, err)
 		defer c.Close()
 		if got, err := greeting(c); err != nil || got != "b" {
 			t.Fatal(got, err)
 		}
 		echo(t, c, 1000)
-		socks, err := m.d.Sockets()
+		s := m.only(t, "client")
+		if s.State != "plain" || !strings.Contains(s.Reason, "blocking when it connected") {
+			t.Errorf("a blocking client is %+v", s)
+		}
+		after, err := m.d.Counters()
 		must(t, err)
-		found := false
-		for _, s := range socks {
-			if s.Role == "client" {
-				found = true
-				if s.State != "plain" || s.Reason == "" {
-					t.Errorf("a blocking client is %+v", s)
-				}
-			}
+		if n := after.SkippedBlocking - before.SkippedBlocking; n != 1 {
+			t.Errorf("counted %d blocking clients", n)
 		}
-		if !found {
-			t.Error("the client isn't listed")
+		if m.p.last().accelerated {
+			t.Error("the proxy is told that the connection is accelerated")
 		}
-	}
-	ask()
-	c, err := m.d.Counters()
+		m.gone(t, c)
+	})
+}
+
+// only is the one socket with that role.
+func (m *meshed) only(t testing.TB, role string) (found Socket) {
+	t.Helper()
+	socks, err := m.d.Sockets()
 	must(t, err)
-	if c.SkippedBlocking != 1 {
-		t.Errorf("counted %d blocking clients", c.SkippedBlocking)
+	n := 0
+	for _, s := range socks {
+		if s.Role == role {
+			found = s
+			n++
+		}
 	}
-	if m.p.last().accelerated {
-		t.Error("the proxy is told that the connection is accelerated")
+	if n != 1 {
+		t.Fatalf("%d sockets have the role %s: %+v", n, role, socks)
 	}
+	return found
+}
+
+// gone closes a connection and waits until nothing is listed any more.
+func (m *meshed) gone(t testing.TB, c net.Conn) {
+	t.Helper()
+	c.Close()
+	eventually(t, "the sockets are gone", func() bool { return len(roles(t, m.d)) == 0 })
 }
 
 func TestBlockingClientOfAPodThatOptedInIsAccelerated(t *testing.T) {
 	m := newMeshed(t)
 	m.server.server("b", 8080)
 	m.d.Reconciler().SetPods([]Pod{
-		{Name: "client", Cookie: m.client.cookie, IPs: []netip.Addr{m.client.v4}, Enrolled: true, AccelerateBlocking: true},
-		{Name: "server", Cookie: m.server.cookie, IPs: []netip.Addr{m.server.v4}},
+		{Name: "client", Cookie: m.client.cookie, IPs: []netip.Addr{m.client.v4, m.client.v6}, Enrolled: true, AccelerateBlocking: true},
+		{Name: "server", Cookie: m.server.cookie, IPs: []netip.Addr{m.server.v4, m.server.v6}},
 	})
 	flush(t, m.d)
-	c, err := m.client.dialBlocking(ap(m.server.v4, 8080))
-	must(t, err)
-	defer c.Close()
-	if got, err := greeting(c); err != nil || got != "b" {
-		t.Fatal(got, err)
-	}
-	echo(t, c, 1000)
-	if got := roles(t, m.d); got["client enrolled redirect"] != 1 || got["server enrolled redirect"] != 1 {
-		t.Errorf("sockets: %v", got)
-	}
+	families(t, func(t *testing.T, fam family) {
+		c, err := fam.dialBlocking(m.client, ap(fam.of(m.server), 8080))
+		must(t, err)
+		defer c.Close()
+		if got, err := greeting(c); err != nil || got != "b" {
+			t.Fatal(got, err)
+		}
+		echo(t, c, 1000)
+		if got := roles(t, m.d); got["client enrolled redirect"] != 1 || got["server enrolled redirect"] != 1 {
+			t.Errorf("sockets: %v", got)
+		}
+		m.gone(t, c)
+	})
 }
 
 func TestEndpointElsewhereLeavesTheSecondLegPlain(t *testing.T) {
@@ -297,17 +319,23 @@ func TestEndpointElsewhereLeavesTheSecondLegPlain(t *testing.T) {
 	m.server.server("b", 8080)
 	enrol(m.d, m.client) // the server's pod is on another node now
 	flush(t, m.d)
-	c, err := m.client.dial(ap(m.server.v4, 8080))
-	must(t, err)
-	defer c.Close()
-	if got, err := greeting(c); err != nil || got != "b" {
-		t.Fatal(got, err)
-	}
-	echo(t, c, 1000)
-	got := roles(t, m.d)
-	if got["client enrolled redirect"] != 1 || got["downstream enrolled redirect"] != 1 || got["upstream plain "] != 1 {
-		t.Errorf("sockets: %v", got)
-	}
+	families(t, func(t *testing.T, fam family) {
+		c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
+		must(t, err)
+		defer c.Close()
+		if got, err := greeting(c); err != nil || got != "b" {
+			t.Fatal(got, err)
+		}
+		echo(t, c, 1000)
+		got := roles(t, m.d)
+		if got["client enrolled redirect"] != 1 || got["downstream enrolled redirect"] != 1 || got["upstream plain "] != 1 {
+			t.Errorf("sockets: %v", got)
+		}
+		if s := m.only(t, "upstream"); !strings.Contains(s.Reason, "not a pod of this node") {
+			t.Errorf("the reason is %q", s.Reason)
+		}
+		m.gone(t, c)
+	})
 }
 
 // The client's first bytes leave before the server's end has seen the handshake's last packet. Order must hold, and
@@ -317,47 +345,62 @@ func TestFirstBytesBeforeThePeerIsEnrolledGoByTCP(t *testing.T) {
 	m.d.Reconciler().SetClaims(nil)
 	flush(t, m.d)
 	m.server.server("b", 8080)
-	release := m.client.dropBareACKs()
-	c, err := m.client.dial(ap(m.server.v4, 8080))
-	must(t, err)
-	defer c.Close()
-	if _, err := c.Write([]byte("early")); err != nil {
-		t.Fatal(err)
-	}
-	release()
-	if got, err := greeting(c); err != nil || got != "b" {
-		t.Fatal(got, err)
-	}
-	b := make([]byte, 5)
-	if _, err := io.ReadFull(c, b); err != nil || string(b) != "early" {
-		t.Fatalf("%q, %v", b, err)
-	}
-	echo(t, c, 10_000)
-	got := roles(t, m.d)
-	if got["pod-client removed tcp"] != 1 || got["pod-server plain "] != 1 {
-		t.Errorf("sockets: %v", got)
-	}
-	if n := countEntries(m.d.objs.pairs()); n != 0 {
-		t.Errorf("%d sockets are still in sm_pairs", n)
-	}
-	cnt, err := m.d.Counters()
-	must(t, err)
-	if cnt.Late != 1 {
-		t.Errorf("counted %d late peers", cnt.Late)
-	}
+	families(t, func(t *testing.T, fam family) {
+		before, err := m.d.Counters()
+		must(t, err)
+		release := m.client.dropBareACKs()
+		c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
+		must(t, err)
+		defer c.Close()
+		if _, err := c.Write([]byte("early")); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		if got, err := greeting(c); err != nil || got != "b" {
+			t.Fatal(got, err)
+		}
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(c, b); err != nil || string(b) != "early" {
+			t.Fatalf("%q, %v", b, err)
+		}
+		echo(t, c, 10_000)
+		got := roles(t, m.d)
+		if got["pod-client removed tcp"] != 1 || got["pod-server plain "] != 1 {
+			t.Errorf("sockets: %v", got)
+		}
+		for _, role := range []string{"pod-client", "pod-server"} {
+			if s := m.only(t, role); !strings.Contains(s.Reason, "the first bytes left before the other end was enrolled") {
+				t.Errorf("the reason of the %s is %q", role, s.Reason)
+			}
+		}
+		if n := countEntries(m.d.objs.pairs()); n != 0 {
+			t.Errorf("%d sockets are still in sm_pairs", n)
+		}
+		after, err := m.d.Counters()
+		must(t, err)
+		if n := after.Late - before.Late; n != 1 {
+			t.Errorf("counted %d late peers", n)
+		}
+		m.gone(t, c)
+	})
 }
 
-// dropBareACKs drops what the pod sends without payload, but for SYNs and ARP (which are longer and shorter): the end of its handshakes is
-// lost, and the other side is ESTABLISHED only with the first data.
+// dropBareACKs drops TCP segments that the pod sends without payload, but for SYNs, which are longer: the end of its
+// handshakes is lost, and the other side is ESTABLISHED only with the first data.
 func (n *ns) dropBareACKs() (release func()) {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "GPL",
 		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R1, asm.R1, 0, asm.Word), // skb->len
-			asm.Mov.Imm(asm.R0, 0),                   // TC_ACT_OK
-			asm.JNE.Imm(asm.R1, 14+20+32, "out"),
-			asm.Mov.Imm(asm.R0, 2), // TC_ACT_SHOT
-			asm.Return().WithSymbol("out"),
+			asm.Mov.Reg(asm.R6, asm.R1),
+			asm.LoadMem(asm.R7, asm.R6, 0, asm.Word), // skb->len
+			asm.JEq.Imm(asm.R7, 14+20+32, "shot"),    // IPv4; ARP is shorter
+			asm.JNE.Imm(asm.R7, 14+40+32, "ok"),      // IPv6, and neighbour discovery
+			asm.LoadAbs(14+6, asm.Byte),              // the next header
+			asm.JNE.Imm(asm.R0, unix.IPPROTO_TCP, "ok"),
+			asm.Mov.Imm(asm.R0, 2).WithSymbol("shot"), // TC_ACT_SHOT
+			asm.Return(),
+			asm.Mov.Imm(asm.R0, 0).WithSymbol("ok"), // TC_ACT_OK
+			asm.Return(),
 		},
 	})
 	must(n.t, err)
@@ -401,15 +444,62 @@ func TestPodsWithoutProxyAreRedirectedWhereAsked(t *testing.T) {
 	}
 }
 
+// A client whose sockets are MPTCP's is not redirected, and works; so does a server whose listener is, as Go's are unasked.
 func TestMPTCPSocketsWorkUnaccelerated(t *testing.T) {
 	m := newMeshed(t)
 	m.server.server("b", 8080)
-	c, err := m.client.dial(ap(m.server.v4, 8080), func(d *net.Dialer) { d.SetMultipathTCP(true) })
-	must(t, err)
-	defer c.Close()
-	if got, err := greeting(c); err != nil || got != "b" {
-		t.Fatal(got, err)
-	}
-	echo(t, c, 1000)
-	t.Log(roles(t, m.d), m.p.last())
+	m.server.do(func() {
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(true)
+		l, err := lc.Listen(context.Background(), "tcp", "[::]:8081")
+		must(t, err)
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					io.WriteString(c, "multi\n")
+					io.Copy(onlyWriter{c}, onlyReader{c})
+				}()
+			}
+		}()
+	})
+	m.d.Reconciler().SetClaims([]mesh.Claim{
+		claim(netip.MustParseAddrPort("0.0.0.0:0")), claim(netip.MustParseAddrPort("[::]:0")),
+	})
+	flush(t, m.d)
+	families(t, func(t *testing.T, fam family) {
+		before, err := m.d.Counters()
+		must(t, err)
+		af, sa := fam.sockaddr(ap(fam.of(m.server), 8080))
+		c, err := finishConnect(m.client.stream(af, unix.SOCK_NONBLOCK, unix.IPPROTO_MPTCP), sa)
+		must(t, err)
+		defer c.Close()
+		if got, err := greeting(c); err != nil || got != "b" {
+			t.Fatal(got, err)
+		}
+		echo(t, c, 1000)
+		t.Log(roles(t, m.d), m.p.last())
+		after, err := m.d.Counters()
+		must(t, err)
+		t.Log(after.SkippedMptcp - before.SkippedMptcp)
+		m.gone(t, c)
+
+		plain, err := fam.dial(m.client, ap(fam.of(m.server), 8081))
+		must(t, err)
+		defer plain.Close()
+		if got, err := greeting(plain); err != nil || got != "multi" {
+			t.Fatal(got, err)
+		}
+		echo(t, plain, 1000)
+		// A client without MPTCP makes an MPTCP listener accept ordinary sockets.
+		if got := roles(t, m.d); got["server enrolled redirect"] != 1 {
+			t.Errorf("sockets: %v", got)
+		}
+		m.gone(t, plain)
+	})
 }

@@ -174,24 +174,27 @@ func TestFirstSpliceAfterTheEndMissesWhatWasRedirected(t *testing.T) {
 		io.Copy(out.(*net.TCPConn), c)
 		out.Close()
 	})
-	for i := range 3 {
-		c, err := m.client.dial(ap(m.server.v4, 8080))
-		must(t, err)
-		_, err = io.WriteString(c, "all that I have to say")
-		must(t, err)
-		must(t, c.CloseWrite())
-		time.Sleep(20 * time.Millisecond)
-		ready <- struct{}{}
-		r := <-results
-		want := "all that I have to say"
-		if i == 0 {
-			want = ""
+	families(t, func(t *testing.T, fam family) {
+		must(t, forget(m.d))
+		for i := range 3 {
+			c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
+			must(t, err)
+			_, err = io.WriteString(c, "all that I have to say")
+			must(t, err)
+			must(t, c.CloseWrite())
+			time.Sleep(20 * time.Millisecond)
+			ready <- struct{}{}
+			r := <-results
+			want := "all that I have to say"
+			if i == 0 {
+				want = ""
+			}
+			if string(r.got) != want {
+				t.Errorf("connection %d: %q, %v", i, r.got, r.err)
+			}
+			c.Close()
 		}
-		if string(r.got) != want {
-			t.Errorf("connection %d: %q, %v", i, r.got, r.err)
-		}
-		c.Close()
-	}
+	})
 }
 
 // The application that connects through the proxy splices: it waits for an answer before there is one, so nothing is
@@ -235,49 +238,58 @@ func TestClientThatSplicesLosesNothing(t *testing.T) {
 	}
 }
 
-// A spliced connection that stays open is TCP in both directions and out of the map, and says so.
+// A spliced connection that stays open is TCP in both directions and out of the map, and says so; the next one is not
+// enrolled, and says why.
 func TestSplicedConnectionTurnsToTCP(t *testing.T) {
 	m := newMeshed(t)
 	m.server.serve(8080, echoServer)
-	front := m.client.listenLocal(t, splicer(m.client, ap(m.server.v4, 8080)))
-	c, err := m.client.dial(front)
-	must(t, err)
-	defer c.Close()
-	eventually(t, "the splice is noticed", func() bool {
-		n, err := m.d.Counters()
+	families(t, func(t *testing.T, fam family) {
+		must(t, forget(m.d))
+		before, err := m.d.Counters()
 		must(t, err)
-		return n.Spliced == 1
-	})
-	for range 10 {
-		echo(t, c, 10_000)
-	}
-	var client, downstream Socket
-	eventually(t, "the client's socket leaves the map", func() bool {
-		socks, err := m.d.Sockets()
+		front := m.client.listenLocal(t, splicer(m.client, ap(fam.of(m.server), 8080)))
+		c, err := m.client.dial(front)
 		must(t, err)
-		for _, s := range socks {
-			switch s.Role {
-			case "client":
-				client = s
-			case "downstream":
-				downstream = s
-			}
+		defer c.Close()
+		eventually(t, "the splice is noticed", func() bool {
+			n, err := m.d.Counters()
+			must(t, err)
+			return n.Spliced == before.Spliced+1
+		})
+		for range 10 {
+			echo(t, c, 10_000)
 		}
-		return client.State == "removed"
+		eventually(t, "the client's socket leaves the map", func() bool { return m.only(t, "client").State == "removed" })
+		client, downstream := m.only(t, "client"), m.only(t, "downstream")
+		if !strings.Contains(client.Reason, "splices") || !strings.Contains(downstream.Reason, "other end splices") || downstream.Sends != "tcp" {
+			t.Errorf("client %+v, proxy %+v", client, downstream)
+		}
+		echo(t, c, 10_000)
+		eventually(t, "nothing is left to watch", func() bool { return countEntries(m.d.objs.spliced()) == 0 })
+		eventually(t, "sm_msg looks for spliced sockets no more", func() bool {
+			var any uint32
+			must(t, m.d.objs.splicing().Lookup(uint32(0), &any))
+			return any == 0
+		})
+		m.gone(t, c)
+
+		next, err := m.client.dial(front)
+		must(t, err)
+		defer next.Close()
+		echo(t, next, 10_000)
+		client, downstream = m.only(t, "client"), m.only(t, "downstream")
+		if client.State != "plain" || !strings.Contains(client.Reason, "the application splices") {
+			t.Errorf("the next connection's client is %+v", client)
+		}
+		if downstream.State != "plain" || !strings.Contains(downstream.Reason, "the other end could not be enrolled") {
+			t.Errorf("the next connection's other end is %+v", downstream)
+		}
+		m.gone(t, next)
 	})
-	if !strings.Contains(client.Reason, "splices") || !strings.Contains(downstream.Reason, "other end splices") || downstream.Sends != "tcp" {
-		t.Errorf("client %+v, proxy %+v", client, downstream)
-	}
-	echo(t, c, 10_000)
-	eventually(t, "nothing is left to watch", func() bool { return countEntries(m.d.objs.spliced()) == 0 })
-	var any uint32
-	must(t, m.d.objs.splicing().Lookup(uint32(0), &any))
-	if any != 0 {
-		t.Error("sm_msg still looks for spliced sockets")
-	}
 }
 
-// Pods that splice without a proxy between them: nothing unread, so the connection goes on.
+// Pods that splice without a proxy between them: nothing unread, so the connection goes on; the next ones are not enrolled,
+// and say why.
 func TestPodThatSplicesBeforeTheFirstByte(t *testing.T) {
 	m := newMeshed(t, func(c *Config) { c.AcceleratePods = true })
 	m.d.Reconciler().SetClaims([]mesh.Claim{})
@@ -285,19 +297,29 @@ func TestPodThatSplicesBeforeTheFirstByte(t *testing.T) {
 	backend := m.w.pod()
 	backend.serve(9000, echoServer)
 	m.server.serve(8080, splicer(m.server, ap(backend.v4, 9000)))
-	for range 3 {
-		c, err := m.client.dial(ap(m.server.v4, 8080))
+	families(t, func(t *testing.T, fam family) {
+		must(t, forget(m.d))
+		before, err := m.d.Counters()
 		must(t, err)
-		eventually(t, "the splice is noticed", func() bool {
-			n, err := m.d.Counters()
+		for i := range 3 {
+			c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
 			must(t, err)
-			return n.Spliced == 1
-		})
-		if err := converse(c, 100_000); err != nil {
-			t.Error(err)
+			eventually(t, "the splice is noticed", func() bool {
+				n, err := m.d.Counters()
+				must(t, err)
+				return n.Spliced == before.Spliced+1
+			})
+			if i > 0 {
+				if s := m.only(t, "pod-client"); s.State != "plain" || !strings.Contains(s.Reason, "the application at the other end splices") {
+					t.Errorf("connection %d: the client is %+v", i, s)
+				}
+			}
+			if err := converse(c, 100_000); err != nil {
+				t.Error(err)
+			}
+			m.gone(t, c)
 		}
-		c.Close()
-	}
+	})
 }
 
 // listenLocal serves on a free port of the pod's loopback.

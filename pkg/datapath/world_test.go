@@ -367,20 +367,14 @@ func (n *ns) dialMapped(to netip.AddrPort) (*net.TCPConn, error) {
 }
 
 // dialBlocking connects a blocking socket and hands it over non-blocking afterwards.
-func (n *ns) dialBlocking(to netip.AddrPort) (*net.TCPConn, error) {
-	var c net.Conn
-	var err error
-	n.do(func() {
-		var fd int
-		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
-			return
-		}
-		if err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-			unix.Close(fd)
-			return
-		}
-		c, err = fileConn(fd)
-	})
+func (f family) dialBlocking(n *ns, to netip.AddrPort) (*net.TCPConn, error) {
+	af, sa := f.sockaddr(to)
+	fd := n.stream(af, 0, 0)
+	if err := unix.Connect(fd, sa); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	c, err := fileConn(fd)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@
 package traps
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -22,6 +23,8 @@ var (
 	dp     *datapath.Datapath
 	stage  *selftest.Stage
 	cgroup string
+	// probes are what the self-test says of this kernel. It ran before the stage was made, which has the same addresses.
+	probes []datapath.Probe
 )
 
 func TestMain(m *testing.M) {
@@ -68,6 +71,7 @@ func run(m *testing.M) (code int, err error) {
 	}
 	defer datapath.Cleanup(cfg)
 	defer dp.Close()
+	probes = selftest.Run(context.Background(), dp)
 	if stage, err = selftest.NewStage(dp); err != nil {
 		return 1, err
 	}
