@@ -284,6 +284,25 @@ func (m *meshed) only(t testing.TB, role string) (found Socket) {
 	return found
 }
 
+// listed is what the datapath knows of that socket.
+func (m *meshed) listed(t testing.TB, c *net.TCPConn) Socket {
+	t.Helper()
+	var cookie uint64
+	rc, err := c.SyscallConn()
+	must(t, err)
+	must(t, rc.Control(func(fd uintptr) { cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE) }))
+	must(t, err)
+	socks, err := m.d.Sockets()
+	must(t, err)
+	for _, s := range socks {
+		if s.Cookie == cookie {
+			return s
+		}
+	}
+	t.Fatalf("the socket %d is not listed: %+v", cookie, socks)
+	return Socket{}
+}
+
 // gone closes a connection and waits until nothing is listed any more.
 func (m *meshed) gone(t testing.TB, c net.Conn) {
 	t.Helper()

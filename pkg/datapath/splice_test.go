@@ -310,7 +310,8 @@ func TestPodThatSplicesBeforeTheFirstByte(t *testing.T) {
 				return n.Spliced == before.Spliced+1
 			})
 			if i > 0 {
-				if s := m.only(t, "pod-client"); s.State != "plain" || !strings.Contains(s.Reason, "the application at the other end splices") {
+				s := m.listed(t, c)
+				if s.State != "plain" || !strings.Contains(s.Reason, "the application at the other end splices") {
 					t.Errorf("connection %d: the client is %+v", i, s)
 				}
 			}
