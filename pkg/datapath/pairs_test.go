@@ -502,10 +502,18 @@ func TestMPTCPSocketsWorkUnaccelerated(t *testing.T) {
 			t.Fatal(got, err)
 		}
 		echo(t, c, 1000)
-		t.Log(roles(t, m.d), m.p.last())
+		// The application's own TCP socket has no descriptor and isn't listed.
+		if s := m.only(t, "downstream"); s.State != "plain" || !strings.Contains(s.Reason, "the other end could not be enrolled") {
+			t.Errorf("the proxy's socket is %+v", s)
+		}
+		if got := roles(t, m.d); got["upstream enrolled redirect"] != 1 || got["server enrolled redirect"] != 1 {
+			t.Errorf("the second leg: %v", got)
+		}
 		after, err := m.d.Counters()
 		must(t, err)
-		t.Log(after.SkippedMptcp - before.SkippedMptcp)
+		if n := after.SkippedMptcp - before.SkippedMptcp; n != 1 {
+			t.Errorf("counted %d MPTCP sockets", n)
+		}
 		m.gone(t, c)
 
 		plain, err := fam.dial(m.client, ap(fam.of(m.server), 8081))
