@@ -19,6 +19,7 @@
  */
 #include "packet.h"
 #include "natconn.h"
+#include "direct.h"
 #include "refuse.h"
 
 #define PACKET_HOST 0
@@ -26,13 +27,16 @@
 /* Set by the loader: clients may come by this device, not only answers of pods. */
 const volatile bool sm_nat_edge = true;
 
-/* Nothing for us on this device, or in this packet? Tagged packets are seen again at the VLAN's own device. */
+#define VLAN_ID 0xfff
+
+/* Nothing for us on this device, or in this packet? Tagged packets are seen again at the VLAN's own device, if the node has
+ * it; those of VLAN 0, whose tag only says how urgent they are, are everybody's. */
 static __always_inline struct sm_nat_work *sm_begin(struct __sk_buff *skb)
 {
 	struct sm_config *cfg = sm_configuration();
 	struct sm_nat_work *w;
 
-	if (!cfg || !(cfg->flags & SM_OUTSIDE) || skb->vlan_present)
+	if (!cfg || !(cfg->flags & SM_OUTSIDE) || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return NULL;
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return NULL;
@@ -49,6 +53,7 @@ static __always_inline int sm_arrive(struct __sk_buff *skb, struct sm_nat_work *
 {
 	__u32 to = w->p.icmp ? SM_SRC : SM_DST, by = w->p.icmp ? SM_DST : SM_SRC;
 
+	skb->tc_index = SM_TRANSLATED;
 	w->to = sm_load(w->in.peer);
 	if (sm_translate(skb, to, w->in.peer_port))
 		return SM_DROP;
@@ -60,6 +65,30 @@ static __always_inline int sm_arrive(struct __sk_buff *skb, struct sm_nat_work *
 	return w->in.from_client && sm_translate_port(skb, w, by, w->in.own_port) ? SM_DROP : SM_NEXT;
 }
 
+/* A packet that doesn't come by a frontend. It only matters where it could be taken for one that does. */
+static __always_inline int sm_past_frontends(struct __sk_buff *skb, struct sm_nat_work *w)
+{
+	int met = SM_DIRECT_PASS;
+
+	if (w->p.icmp || w->p.later_fragment || skb->tc_index == SM_TRANSLATED)
+		return SM_NEXT;
+	if (sm_nat_edge && sm_port_bit(0, w->p.dport)) {
+		sm_nat_key_of(&w->p, true, &w->name);
+		met = sm_meet_direct(1);
+	}
+	if (met == SM_DIRECT_PASS && sm_port_bit(0, w->p.sport)) {
+		sm_nat_key_of(&w->p, false, &w->name);
+		met = sm_meet_direct(0);
+	}
+	switch (met) {
+	case SM_DIRECT_ENTERED:
+		return sm_arrive(skb, w);
+	case SM_DIRECT_DROP:
+		return SM_DROP;
+	}
+	return SM_NEXT;
+}
+
 /* A packet of a client for which there is no connection. */
 static __always_inline int sm_first_packet(struct __sk_buff *skb, struct sm_nat_work *w)
 {
@@ -67,7 +96,7 @@ static __always_inline int sm_first_packet(struct __sk_buff *skb, struct sm_nat_
 	case SM_OUT_CONNECTED:
 		return sm_arrive(skb, w);
 	case SM_OUT_NONE:
-		return SM_NEXT;
+		return sm_past_frontends(skb, w);
 	case SM_OUT_REFUSED:
 		return sm_refuse_packet(skb);
 	default:
@@ -89,12 +118,12 @@ int sm_nat_ingress(struct __sk_buff *skb)
 		return SM_NEXT;
 	port = w->p.icmp ? w->p.sport : w->p.dport; /* the node's side of the packet */
 	if (port - w->nat_port_min >= w->nat_ports && !(sm_nat_edge && sm_port_bit(SM_FRONT_PORTS, port)))
-		return SM_NEXT;
+		return sm_past_frontends(skb, w);
 	sm_nat_in_key_of(&w->p, &w->in_key);
 	found = sm_find_arriving(&w->in_key);
 	if (!found) {
 		if (!sm_nat_edge || w->p.icmp || w->p.later_fragment)
-			return SM_NEXT;
+			return sm_past_frontends(skb, w);
 		return sm_first_packet(skb, w);
 	}
 	w->in = *found;
@@ -155,8 +184,14 @@ int sm_nat_egress(struct __sk_buff *skb)
 		sm_nat_key_of(&w->p, false, &w->name);
 		conn = sm_find_conn(&w->name);
 		if (conn) {
-			if (!w->p.icmp && !w->p.later_fragment)
+			if (!w->p.icmp && !w->p.later_fragment) {
+				if (sm_is_no_answer(&w->p, conn)) {
+					w->conn = *conn;
+					sm_yield_to_direct();
+					return SM_NEXT;
+				}
 				sm_from_backend(&w->p, conn);
+			}
 			return w->p.icmp ? sm_leave_to_backend(skb, w, conn) : sm_leave_to_client(skb, w, conn);
 		}
 	}

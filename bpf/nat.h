@@ -22,6 +22,7 @@
 #define SM_NAT_FIN_BACKEND (1u << 3)
 #define SM_NAT_RST_CLIENT (1u << 4)
 #define SM_NAT_RST_BACKEND (1u << 5)
+#define SM_NAT_DIRECT (1u << 6)     /* the client uses the backend's own address: see direct.h */
 
 /* A connection by its middle form. */
 struct sm_nat_key {
@@ -99,13 +100,15 @@ struct sm_frag_key {
 	__u8 src[16] SM_ALIGNED;
 	__u8 dst[16] SM_ALIGNED;
 	__u32 id;
-	__u8 proto;
+	__u8 proto; /* which IPv4 identifies fragments by, IPv6 doesn't: 0 */
 	__u8 pad[3];
 };
 
 struct sm_frag {
 	__u16 sport;
 	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
 };
 
 struct {
@@ -116,7 +119,8 @@ struct {
 } sm_frags SEC(".maps");
 
 /* Bits by port number, 64 to an entry: ports that some backend of an outside connection has, then, from SM_FRONT_PORTS on,
- * ports of outside frontends. They spare unrelated packets the look-ups. Bits are set and never cleared. */
+ * ports of outside frontends and of backends that clients use directly. They spare unrelated packets the look-ups. Bits are set
+ * and never cleared. */
 #define SM_FRONT_PORTS 1024
 
 struct {
@@ -153,7 +157,7 @@ struct sm_packet {
 	__u8 v4;
 	__u8 first_fragment;
 	__u8 later_fragment;
-	__u8 pad;
+	__u8 frag_proto; /* see struct sm_frag_key */
 };
 
 /* What a program and its functions work on. Together it's more than a BPF stack holds, and the functions are verified one by
@@ -194,9 +198,9 @@ static __always_inline bool sm_port_bit(__u32 base, __u16 port)
 	return word && *word & (1ull << (port & 63));
 }
 
-static __always_inline void sm_set_backend_port(__u16 port)
+static __always_inline void sm_set_port_bit(__u32 base, __u16 port)
 {
-	__u32 index = port >> 6;
+	__u32 index = base + (port >> 6);
 	__u64 *word = bpf_map_lookup_elem(&sm_nat_ports, &index), bit = 1ull << (port & 63);
 
 	if (word && !(*word & bit))

@@ -246,7 +246,8 @@ __noinline int sm_from_client(void)
 		return SM_CONN_OVER;
 	}
 	/* A TCP connection goes on with its backend, whatever became of that; for a datagram there may be a better one. */
-	if (p->proto == IPPROTO_UDP ? !sm_is_member(conn->pool, conn->backend) : sm_is_syn(p) && sm_closed(conn->flags)) {
+	if (p->proto == IPPROTO_UDP ? !(conn->flags & SM_NAT_DIRECT) && !sm_is_member(conn->pool, conn->backend) :
+				      sm_is_syn(p) && sm_closed(conn->flags)) {
 		w->conn = *conn;
 		sm_forget();
 		return SM_CONN_OVER;
@@ -378,7 +379,7 @@ __noinline int sm_enter(void)
 	sm_client_form(&w->name, &w->conn, &key);
 	sm_lead_client(&w->name, &in);
 	bpf_map_update_elem(&sm_nat_new_in, &key, &in, BPF_ANY);
-	sm_set_backend_port(w->name.backend_port);
+	sm_set_port_bit(0, w->name.backend_port);
 	return 0;
 exhausted:
 	SM_COUNT(outside_no_port);

@@ -2,7 +2,7 @@
 /* Packets at tc hooks: reading addresses and ports, and changing them with every checksum that covers them.
  *
  * An ICMP error is about another packet, which it quotes; addresses and ports here are then the quoted packet's. IPv4
- * options and up to four IPv6 extension headers are stepped over. Of a fragmented datagram the later fragments get their
+ * options and up to SM_EXTENSIONS IPv6 extension headers are stepped over. Of a fragmented datagram the later fragments get their
  * ports from the first, by sm_frags. Everything is read and written through helpers, so packets may be non-linear,
  * segments to be cut up later (GSO), or have checksums that are still to be filled in.
  */
@@ -25,6 +25,9 @@
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER 12
 #define ICMP6_LAST_ERROR 4 /* unreachable, too big, time exceeded, parameter problem */
+
+/* As many as RFC 8200 recommends, with one to spare. */
+#define SM_EXTENSIONS 6
 
 #define IP_OFFSET 0x1fff
 #define IP_MORE 0x2000
@@ -58,7 +61,8 @@ static __always_inline bool sm_parse_v4(struct __sk_buff *skb, struct sm_packet 
 	p->l4 = p->l3 + ip.ihl * 4;
 	fragment = bpf_ntohs(ip.frag_off);
 	p->first_fragment = (fragment & (IP_OFFSET | IP_MORE)) == IP_MORE;
-	p->later_fragment = fragment & IP_OFFSET;
+	p->later_fragment = (fragment & IP_OFFSET) != 0;
+	p->frag_proto = ip.protocol;
 	p->id = ip.id;
 	return true;
 }
@@ -76,12 +80,15 @@ static __always_inline bool sm_parse_v6(struct __sk_buff *skb, struct sm_packet 
 	p->dst = sm_ip6(&ip.daddr);
 	p->proto = ip.nexthdr;
 	at = p->l3 + sizeof(ip);
-	for (i = 0; i < 4; i++) {
+	for (i = 0; i < SM_EXTENSIONS; i++) {
 		__u8 proto = p->proto;
 
 		if (proto != IPPROTO_HOPOPTS && proto != IPPROTO_DSTOPTS && proto != IPPROTO_ROUTING && proto != IPPROTO_FRAGMENT)
 			break;
 		if (bpf_skb_load_bytes(skb, at, next, sizeof(next)))
+			return false;
+		/* With segments left the packet is on its way through here, and its checksum is for the last address. */
+		if (proto == IPPROTO_ROUTING && next[3])
 			return false;
 		p->proto = next[0];
 		if (proto != IPPROTO_FRAGMENT) {
@@ -124,7 +131,7 @@ static __always_inline void sm_frag_key_of(const struct sm_packet *p, struct sm_
 	sm_store(key->src, &p->src);
 	sm_store(key->dst, &p->dst);
 	key->id = p->id;
-	key->proto = p->proto;
+	key->proto = p->frag_proto;
 }
 
 /* Is the message at p->l4 an error that quotes a packet? */
@@ -164,6 +171,7 @@ __noinline int sm_parse(struct __sk_buff *skb)
 			return 0;
 		p->sport = ports->sport;
 		p->dport = ports->dport;
+		p->proto = ports->proto; /* in IPv6 the first fragment alone says it, behind its extension headers */
 		return 1;
 	}
 	if (p->proto == (p->v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)) {
@@ -181,7 +189,7 @@ __noinline int sm_parse(struct __sk_buff *skb)
 /* Notes the ports of a datagram whose first fragment is about to be changed, for the others. */
 static __always_inline void sm_note_fragment(const struct sm_packet *p)
 {
-	struct sm_frag ports = { .sport = p->sport, .dport = p->dport };
+	struct sm_frag ports = { .sport = p->sport, .dport = p->dport, .proto = p->proto };
 	struct sm_frag_key key;
 
 	sm_frag_key_of(p, &key);

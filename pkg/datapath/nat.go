@@ -45,6 +45,7 @@ const (
 	natFinBackend = 1 << 3
 	natRstClient  = 1 << 4
 	natRstBackend = 1 << 5
+	natDirect     = 1 << 6
 )
 
 type collector struct {

@@ -105,6 +105,29 @@ func TestFragmentsFollowTheFirst(t *testing.T) {
 	o.say(d)
 }
 
+// On a link that carries 1300 bytes a fragment has 1280 bytes of payload: the eighth begins at a multiple of 2048, where the low
+// byte of its offset is zero as is that of a first fragment.
+func TestManyFragmentsFollowTheFirst(t *testing.T) {
+	o := newOuter(t)
+	pod := serving(o.pod())
+	d := o.open()
+	synced(t, d)
+	shrink(t, o.router, "out0", o.client, "eth0", 1300)
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		front := choose(v4, node4, node6)
+		for _, local := range []bool{false, true} {
+			offer(t, d, front, service.External{Local: local}, v4, pod)
+			udp, err := o.client.dialUDP(ap(front, 30080))
+			must(t, err)
+			defer udp.Close()
+			eventually(t, "a datagram of 25 fragments is answered, once the pod knows of the narrow link", func() bool {
+				return datagram(udp, 32_000, time.Second) == nil
+			})
+		}
+	})
+	o.say(d)
+}
+
 func TestErrorOfABackendReachesTheClient(t *testing.T) {
 	o := newOuter(t)
 	pod := o.pod() // nobody listens

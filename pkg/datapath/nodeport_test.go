@@ -333,3 +333,40 @@ func TestClientOnThePodsBridge(t *testing.T) {
 	}
 	o.say(d)
 }
+
+// A process of the host listens on the node port's number: from outside the Service has it (pkg/hostports finds the process,
+// and the agent tells on the Service), and the process has it again when the Service goes.
+func TestServiceHasItsNodePortBeforeASocketOfTheHost(t *testing.T) {
+	o := newOuter(t)
+	pod := serving(o.pod())
+	o.node.server("host", 30080)
+	o.node.seenUDP(30080)
+	d := o.open()
+	synced(t, d)
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		front := choose(v4, node4, node6)
+		to := ap(front, 30080)
+		if name, err := o.client.ask(to); err != nil || name != "host" {
+			t.Errorf("before the Service: %q, %v", name, err)
+		}
+		for _, local := range []bool{false, true} {
+			offer(t, d, front, service.External{Local: local}, v4, pod)
+			expectSeen(t, o.client, front, choose(local, o.client.addr(v4), o.node.addr(v4)))
+		}
+		offer(t, d, front, service.External{}, v4) // without a backend it's the Service that refuses
+		if _, err := o.client.ask(to); !isRefused(err) {
+			t.Errorf("without a backend: %v; want connection refused", err)
+		}
+		for _, name := range []string{"tcp4", "udp4", "tcp6", "udp6"} {
+			d.Reconciler().DeleteService(service.Name{Namespace: "default", Name: name})
+		}
+		flush(t, d)
+		if name, err := o.client.ask(to); err != nil || name != "host" {
+			t.Errorf("after the Service: %q, %v", name, err)
+		}
+		if _, err := o.client.askUDP(to); err != nil {
+			t.Errorf("after the Service, UDP: %v", err)
+		}
+	})
+	o.say(d)
+}

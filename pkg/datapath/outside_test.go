@@ -1,6 +1,8 @@
 package datapath
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -47,7 +49,7 @@ func newOuter(t testing.TB) *outer {
 		l, err := netlink.LinkByName("down0")
 		must(t, err)
 		for dst, gw := range map[string]netip.Addr{
-			"192.0.2.0/24": node4, "2001:db8:80::/64": node6, "10.77.0.0/16": node4, "fd77::/64": node6, // and those of the bridge
+			"192.0.2.0/24": node4, "2001:db8:80::/64": node6, "10.77.0.0/16": node4, "fd77::/64": node6, "10.78.0.0/24": node4, "fd78::/64": node6, // and to pods
 		} {
 			_, n, _ := net.ParseCIDR(dst)
 			must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: n, Gw: gw.AsSlice()}))
@@ -125,12 +127,19 @@ func (n *ns) seen(port uint16) {
 }
 
 // seenUDP answers each datagram with whom it sees, and the datagram.
-func (n *ns) seenUDP(port uint16) {
+func (n *ns) seenUDP(port uint16, before ...func(fd int) error) {
 	n.t.Helper()
 	var c net.PacketConn
 	n.do(func() {
 		var err error
-		c, err = net.ListenPacket("udp", fmt.Sprintf("[::]:%d", port))
+		lc := net.ListenConfig{Control: control(func(fd int) error {
+			var errs []error
+			for _, f := range before {
+				errs = append(errs, f(fd))
+			}
+			return errors.Join(errs...)
+		})}
+		c, err = lc.ListenPacket(context.Background(), "udp", fmt.Sprintf("[::]:%d", port))
 		must(n.t, err)
 	})
 	n.t.Cleanup(func() { c.Close() })
@@ -156,9 +165,18 @@ func (n *ns) askUDP(to netip.AddrPort) (netip.AddrPort, error) {
 	return sayHello(c)
 }
 
-func (n *ns) dialUDP(to netip.AddrPort) (c *net.UDPConn, err error) {
-	n.do(func() { c, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)) })
-	return c, err
+func (n *ns) dialUDP(to netip.AddrPort, opts ...dialOption) (*net.UDPConn, error) {
+	var d net.Dialer
+	for _, o := range opts {
+		o(&d)
+	}
+	var c net.Conn
+	var err error
+	n.do(func() { c, err = d.Dial("udp", to.String()) })
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
 }
 
 func sayHello(c *net.UDPConn) (netip.AddrPort, error) {

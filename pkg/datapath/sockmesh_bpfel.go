@@ -152,6 +152,8 @@ type sockmeshSmFrag struct {
 	_     structs.HostLayout
 	Sport uint16
 	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type sockmeshSmFragKey struct {
@@ -255,7 +257,7 @@ type sockmeshSmNatWork struct {
 		V4            uint8
 		FirstFragment uint8
 		LaterFragment uint8
-		Pad           uint8
+		FragProto     uint8
 	}
 	To struct {
 		_    structs.HostLayout

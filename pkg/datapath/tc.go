@@ -223,8 +223,15 @@ func findFilter(l netlink.Link, f *netlink.BpfFilter) *netlink.BpfFilter {
 	return nil
 }
 
-// removeFilters takes ours off the device, and the qdisc with the last filter.
+// removeFilters takes ours off the device, and the qdisc with the last filter. A device that goes meanwhile takes them along.
 func removeFilters(l netlink.Link) error {
+	if err := takeFiltersOff(l); !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
+}
+
+func takeFiltersOff(l netlink.Link) error {
 	qdiscs, err := netlink.QdiscList(l)
 	if err != nil {
 		return fmt.Errorf("list the qdiscs of %s: %w", l.Attrs().Name, err)
