@@ -34,13 +34,16 @@ func saw(data []byte, err error) ending {
 	return e
 }
 
-func TestEndingsLookLikePlainTCP(t *testing.T) {
+// endingCase is one way in which a connection ends: what its server does, and what its client does and sees.
+type endingCase struct {
+	name   string
+	server func(c *net.TCPConn)
+	client func(c *net.TCPConn) ending
+}
+
+func endings() []endingCase {
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<14) // 256 KiB
-	cases := []struct {
-		name   string
-		server func(c *net.TCPConn)
-		client func(c *net.TCPConn) ending
-	}{
+	return []endingCase{
 		{"server speaks first, client only listens",
 			func(c *net.TCPConn) { io.WriteString(c, "hello"); c.Close() },
 			func(c *net.TCPConn) ending { return saw(io.ReadAll(c)) }},
@@ -107,11 +110,14 @@ func TestEndingsLookLikePlainTCP(t *testing.T) {
 				}
 			}},
 	}
+}
+
+func TestEndingsLookLikePlainTCP(t *testing.T) {
 	m := newMeshed(t)
 	var handle func(c *net.TCPConn)
 	m.server.serve(8080, func(c *net.TCPConn) { handle(c) }) // through the proxy
 	m.server.serve(8081, func(c *net.TCPConn) { handle(c) }) // plain
-	for _, tc := range cases {
+	for _, tc := range endings() {
 		t.Run(strings.ReplaceAll(tc.name, " ", "_"), func(t *testing.T) {
 			handle = tc.server
 			families(t, func(t *testing.T, fam family) {

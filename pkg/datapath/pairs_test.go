@@ -407,21 +407,23 @@ func TestFirstBytesBeforeThePeerIsEnrolledGoByTCP(t *testing.T) {
 // dropBareACKs drops TCP segments that the pod sends without payload, but for SYNs, which are longer: the end of its
 // handshakes is lost, and the other side is ESTABLISHED only with the first data.
 func (n *ns) dropBareACKs() (release func()) {
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{
-			asm.Mov.Reg(asm.R6, asm.R1),
-			asm.LoadMem(asm.R7, asm.R6, 0, asm.Word), // skb->len
-			asm.JEq.Imm(asm.R7, 14+20+32, "shot"),    // IPv4; ARP is shorter
-			asm.JNE.Imm(asm.R7, 14+40+32, "ok"),      // IPv6, and neighbour discovery
-			asm.LoadAbs(14+6, asm.Byte),              // the next header
-			asm.JNE.Imm(asm.R0, unix.IPPROTO_TCP, "ok"),
-			asm.Mov.Imm(asm.R0, 2).WithSymbol("shot"), // TC_ACT_SHOT
-			asm.Return(),
-			asm.Mov.Imm(asm.R0, 0).WithSymbol("ok"), // TC_ACT_OK
-			asm.Return(),
-		},
+	return n.dropOnEgress(asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word), // skb->len
+		asm.JEq.Imm(asm.R7, 14+20+32, "shot"),    // IPv4; ARP is shorter
+		asm.JNE.Imm(asm.R7, 14+40+32, "ok"),      // IPv6, and neighbour discovery
+		asm.LoadAbs(14+6, asm.Byte),              // the next header
+		asm.JNE.Imm(asm.R0, unix.IPPROTO_TCP, "ok"),
+		asm.Mov.Imm(asm.R0, 2).WithSymbol("shot"), // TC_ACT_SHOT
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("ok"), // TC_ACT_OK
+		asm.Return(),
 	})
+}
+
+// dropOnEgress has a program decide on what the pod sends.
+func (n *ns) dropOnEgress(program asm.Instructions) (release func()) {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: program})
 	must(n.t, err)
 	var l link.Link
 	n.do(func() {

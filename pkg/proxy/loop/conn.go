@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Handler is told what happens to a connection, always on the loop's thread and never from within a call that
@@ -153,7 +151,7 @@ func (c *Conn) FD() int { return int(c.fd) }
 // LocalAddr asks the kernel once; the zero AddrPort if the connection has ended before.
 func (c *Conn) LocalAddr() netip.AddrPort {
 	if !c.local.IsValid() && c.fd >= 0 {
-		c.local = sysName(unix.SYS_GETSOCKNAME, c.fd)
+		c.local = sysName(c.fd, false)
 	}
 	return c.local
 }
@@ -161,7 +159,7 @@ func (c *Conn) LocalAddr() netip.AddrPort {
 // RemoteAddr is the peer's address.
 func (c *Conn) RemoteAddr() netip.AddrPort {
 	if !c.remote.IsValid() && c.fd >= 0 {
-		c.remote = sysName(unix.SYS_GETPEERNAME, c.fd)
+		c.remote = sysName(c.fd, true)
 	}
 	return c.remote
 }

@@ -106,7 +106,7 @@ func listen(t testing.TB) (int, netip.AddrPort) {
 	if err := unix.Listen(fd, 1024); err != nil {
 		t.Fatal(err)
 	}
-	return fd, sysName(unix.SYS_GETSOCKNAME, int32(fd))
+	return fd, sysName(int32(fd), false)
 }
 
 // serve accepts on the loop and gives every connection the handler that make returns.

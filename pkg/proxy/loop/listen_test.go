@@ -40,7 +40,7 @@ func TestPassOnGivesConnectionsToTheSecondListener(t *testing.T) {
 		return ln
 	}
 	fd := group(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
-	at := sysName(unix.SYS_GETSOCKNAME, int32(fd))
+	at := sysName(int32(fd), false)
 	old := listen(fd, 0)
 	dial := func(n int, want string, ok func(more [3]int) bool) {
 		t.Helper()

@@ -139,11 +139,18 @@ func sysBind(fd int32, s *sockaddr) syscall.Errno {
 	return e
 }
 
-// sysName is getsockname or getpeername, unmapped.
-func sysName(call uintptr, fd int32) netip.AddrPort {
+// sysName is getsockname, or getpeername for the peer's, unmapped. The numbers stand where they are used, for the guard
+// against splices (pkg/proxy/lint_test.go).
+func sysName(fd int32, peer bool) netip.AddrPort {
 	var s sockaddr
+	var e syscall.Errno
 	s.reset()
-	if _, _, e := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&s.raw)), uintptr(unsafe.Pointer(&s.len))); e != 0 {
+	if peer {
+		_, _, e = syscall.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&s.raw)), uintptr(unsafe.Pointer(&s.len)))
+	} else {
+		_, _, e = syscall.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&s.raw)), uintptr(unsafe.Pointer(&s.len)))
+	}
+	if e != 0 {
 		return netip.AddrPort{}
 	}
 	return unmap(s.get())
