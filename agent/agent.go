@@ -73,11 +73,13 @@ type Agent struct {
 	// serving: pods are being looked for, because the proxy knows what to do with their connections.
 	serving  atomic.Bool
 	draining atomic.Bool
-	// succeeded: another agent has been started beside this one and has taken over.
+	// succeeded: another agent has been started beside this one, has taken over, and lives.
 	succeeded  atomic.Bool
-	selfTested bool          // before Run
-	live       chan struct{} // closed when this build's programs are in charge
-	failed     chan error    // the first part that ended with an error
+	turn       atomic.Pointer[turn] // held while this agent starts
+	healthOpen atomic.Bool          // load balancers are answered while this agent is in charge
+	selfTested bool                 // before Run
+	live       chan struct{}        // closed when this build's programs are in charge
+	failed     chan error           // the first part that ended with an error
 	parts      sync.WaitGroup
 }
 
@@ -96,6 +98,9 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	// What can be wrong with the settings comes before the kernel's part is opened: opening it takes it over from the
 	// agent that runs, and one that only came to say that it can't read its bootstrap must not do that.
 	if err := a.readSources(); err != nil {
+		return nil, err
+	}
+	if err := a.awaitTurn(); err != nil {
 		return nil, err
 	}
 	if a.datapath, err = datapath.Open(a.datapathConfig()); err != nil {
@@ -200,7 +205,7 @@ func (a *Agent) prepareHost() error {
 
 func (a *Agent) datapathConfig() datapath.Config {
 	c := DatapathConfig(a.cfg, a.log)
-	c.OpenNetns = a.openNetns
+	c.OpenNetns, c.Owners = a.openNetns, agentsDir(a.cfg.StateDir)
 	return c
 }
 
@@ -315,7 +320,7 @@ func (a *Agent) start(ctx context.Context) error {
 	if a.admin, err = admin.Listen(path, admin.Handler(a), a.log); err != nil {
 		return err
 	}
-	a.part("succession", ctx, a.awaitSuccessor)
+	a.part("succession", ctx, a.watchSuccession)
 	if a.cfg.Metrics != config.Off {
 		a.web = serveWeb(a.webSocket, a.registry(), a.notReady, a.unhealthy, a.log)
 	}
@@ -414,6 +419,7 @@ func (a *Agent) superseded() bool {
 
 // close lets go of everything, in reverse. The pins stay.
 func (a *Agent) close() {
+	a.endTurn()
 	if a.admin != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_ = a.admin.Close(ctx)

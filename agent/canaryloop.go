@@ -29,19 +29,24 @@ func newCanaryLoop(check func(context.Context) (time.Duration, error), log *slog
 	return &canaryLoop{check: check, log: log, last: api.Canary{Error: "no canary connection has been made yet"}}
 }
 
-// run checks until ctx ends or stop says so.
-func (c *canaryLoop) run(ctx context.Context, stop func() bool) {
-	for !stop() {
-		took, err := c.check(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		c.note(took, err)
-		wait := canaryEvery
-		if err != nil {
-			wait = canaryRetry
-			if c.status().Successes == 0 {
-				wait = canarySoon
+// run checks until ctx ends, but not while rest says so.
+func (c *canaryLoop) run(ctx context.Context, rest func() bool) {
+	for ctx.Err() == nil {
+		wait := canarySoon
+		if !rest() {
+			took, err := c.check(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			// One that failed because another agent has taken over in between says nothing.
+			if err == nil || !rest() {
+				c.note(took, err)
+			}
+			switch {
+			case err == nil:
+				wait = canaryEvery
+			case c.status().Successes > 0:
+				wait = canaryRetry
 			}
 		}
 		select {

@@ -33,6 +33,7 @@ func (a *Agent) newHealth() {
 }
 
 func (a *Agent) startHealth(ctx context.Context) {
+	a.healthOpen.Store(true)
 	a.part("health checks", ctx, a.checks.Run)
 	if a.nodeHealth != nil {
 		a.part("node health", ctx, a.nodeHealth.Run)

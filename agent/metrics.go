@@ -53,6 +53,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descBuild       = desc("build_info", "Version of the agent.", "version", "revision", "goversion")
 	descReady       = desc("agent_ready", "1 if a canary connection went through and every source is known.")
+	descInCharge    = desc("agent_in_charge", "1 if this agent writes the kernel's part; 0: another one has taken over.")
 	descCanary      = desc("canary_connections_total", "Canary connections through the real hooks.", "result")
 	descConnections = desc("connections_total", "Connections of pods by what became of them at connect.", "outcome")
 	descOutside     = desc("outside_connections_total", "First packets of clients outside this node by what became of them.", "outcome")
@@ -106,6 +107,7 @@ func (c *agentCollector) Collect(ch chan<- prometheus.Metric) {
 	v := version.Get()
 	gauge(descBuild, 1, v.Version, v.Revision, v.Go)
 	gauge(descReady, one(len(a.notReady()) == 0))
+	gauge(descInCharge, one(a.datapath.InCharge()))
 	canary := a.canaryLoop.status()
 	count(descCanary, canary.Successes, "ok")
 	count(descCanary, canary.Failures, "failed")

@@ -60,6 +60,7 @@ func (a *Agent) awaitLive(ctx context.Context) error {
 				}
 			}
 			close(a.live)
+			a.endTurn()
 			return nil
 		}
 		time.Sleep(livePoll)
@@ -115,28 +116,4 @@ func (a *Agent) podsSettled() bool {
 		}
 	}
 	return true
-}
-
-// successionPoll is how often an agent looks whether another one has taken over.
-const successionPoll = 250 * time.Millisecond
-
-// awaitSuccessor notices that another agent has been started beside this one, as at an upgrade: it has taken the admin
-// socket's name, and pkg/datapath leaves the maps to whoever opened them last. This one serves the connections that
-// it has and gets until SIGTERM comes; its canary is not in the kernel's tables any more.
-func (a *Agent) awaitSuccessor(ctx context.Context) error {
-	tick := time.NewTicker(successionPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if a.superseded() {
-			a.succeeded.Store(true)
-			a.closeHealth()
-			a.log.Warn("another agent has taken over: this one only serves what it has, and waits for SIGTERM", "admin", a.cfg.Admin)
-			return nil
-		}
-	}
 }

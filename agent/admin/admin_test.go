@@ -217,6 +217,47 @@ func TestStuckClientsDelayNobody(t *testing.T) {
 	}
 }
 
+// A successor that dies leaves a socket behind that leads to nobody: the agent that it had taken the name from can have it
+// back, and keeps no second socket.
+func TestAnAbandonedNameIsTakenBack(t *testing.T) {
+	path, server := serve(t, &admintest.Source{})
+	if server.Replaced() || server.Abandoned() {
+		t.Fatal("the name is its own")
+	}
+	for range 3 {
+		next, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".next", Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.SetUnlinkOnClose(false)
+		if err := os.Rename(path+".next", path); err != nil {
+			t.Fatal(err)
+		}
+		if !server.Replaced() || server.Abandoned() {
+			t.Error("the name is another agent's, which lives")
+		}
+		next.Close()
+		if !server.Abandoned() {
+			t.Error("nobody is there")
+		}
+		if err := server.TakeName(); err != nil {
+			t.Fatal(err)
+		}
+		if server.Replaced() || server.Abandoned() {
+			t.Error("the name has not been taken back")
+		}
+		if _, err := client(t, path).Get(t.Context(), "/status"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if !server.Abandoned() || server.TakeName() != nil || server.Abandoned() {
+		t.Error("a name that was removed is not taken back")
+	}
+}
+
 func TestClientSaysWhatIsWrongWithTheSocket(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")

@@ -34,10 +34,14 @@ const (
 // Server is the admin API on its socket.
 type Server struct {
 	path string
-	id   fileID
 	http *http.Server
-	done chan struct{}
 	log  *slog.Logger
+
+	serving sync.WaitGroup
+
+	mu sync.Mutex
+	ln *guarded // guarded by mu; the socket that was made last
+	id fileID   // guarded by mu; its file
 }
 
 // fileID tells one socket file from a later one of the same name.
@@ -50,22 +54,7 @@ func Listen(path string, handler http.Handler, log *slog.Logger) (*Server, error
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("--admin: %w", err)
 	}
-	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("--admin: %w", err)
-	}
-	ln, err := listenPrivate(tmp)
-	if err != nil {
-		return nil, fmt.Errorf("--admin: %w", err)
-	}
-	id, err := identify(tmp)
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("--admin: %w", err), ln.Close(), os.Remove(tmp))
-	}
-	s := &Server{path: path, id: id, done: make(chan struct{}), log: log}
+	s := &Server{path: path, log: log}
 	s.http = &http.Server{
 		Handler:           http.MaxBytesHandler(handler, maxBody),
 		ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout,
@@ -73,13 +62,40 @@ func Listen(path string, handler http.Handler, log *slog.Logger) (*Server, error
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	go func() {
-		defer close(s.done)
-		if err := s.http.Serve(&guarded{UnixListener: ln, log: log, slots: make(chan struct{}, maxConnections), closed: make(chan struct{})}); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the admin API ended", "error", err)
+	return s, s.TakeName()
+}
+
+// TakeName makes the path this server's, as Listen does: for an agent whose successor has died with the name in its hands.
+func (s *Server) TakeName() error {
+	tmp := fmt.Sprintf("%s.%d", s.path, os.Getpid())
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("--admin: %w", err)
+	}
+	ln, err := listenPrivate(tmp)
+	if err != nil {
+		return fmt.Errorf("--admin: %w", err)
+	}
+	id, err := identify(tmp)
+	if err == nil {
+		err = os.Rename(tmp, s.path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("--admin: %w", err), ln.Close(), os.Remove(tmp))
+	}
+	g := &guarded{UnixListener: ln, log: s.log, slots: make(chan struct{}, maxConnections), closed: make(chan struct{})}
+	s.mu.Lock()
+	before := s.ln
+	s.ln, s.id = g, id
+	s.mu.Unlock()
+	s.serving.Go(func() {
+		if err := s.http.Serve(g); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			s.log.Error("the admin API ended", "error", err)
 		}
-	}()
-	return s, nil
+	})
+	if before != nil {
+		_ = before.Close() // nobody finds it any more
+	}
+	return nil
 }
 
 // listenPrivate makes the socket with mode 0600 from its first moment: the mode is set on the descriptor before
@@ -112,7 +128,18 @@ func listenPrivate(path string) (*net.UnixListener, error) {
 // Replaced says whether another agent's socket has taken the name.
 func (s *Server) Replaced() bool {
 	id, err := identify(s.path)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return err == nil && id != s.id
+}
+
+// Abandoned says whether the name leads to nobody: whoever had taken it has died, or has gone and removed it.
+func (s *Server) Abandoned() bool {
+	c, err := net.DialTimeout("unix", s.path, time.Second)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)
 }
 
 // Close stops serving, after the requests under way or when ctx ends, and removes the socket unless another
@@ -127,7 +154,7 @@ func (s *Server) Close(ctx context.Context) error {
 	if err != nil {
 		err = s.http.Close()
 	}
-	<-s.done
+	s.serving.Wait()
 	return err
 }
 

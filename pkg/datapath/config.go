@@ -73,6 +73,9 @@ type Config struct {
 	// TCPGrace is how long TCP connections to an endpoint that has left its Service altogether may go on before they are
 	// reset; default 2 min, negative: for ever. Those to an endpoint that drains (terminating, or not ready) always go on.
 	TCPGrace time.Duration
+	// Owners is a directory, the same for all agents that share BPFFS, in which each shows that it lives: owner.go. Optional:
+	// else an agent that was replaced stays so, whatever becomes of its successor.
+	Owners string
 	// OpenNetns gives a descriptor of the network namespace with the cookie, to be closed by the caller: how sockets of
 	// pods are reached that have to end. Optional: else they are reached through the processes that have them, which
 	// takes CAP_SYS_PTRACE.

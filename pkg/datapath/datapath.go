@@ -41,6 +41,7 @@ type Datapath struct {
 	rec       *Reconciler
 	splice    *spliceWatch           // nil: nothing watches
 	owner     uint64                 // what sm_config says while nobody else has opened the maps
+	ownerFile owner                  // says that this agent lives
 	asides    atomic.Pointer[asides] // nil: no connection skips the proxy
 	nodeNetns *os.File               // the node's own network namespace
 	outside   *outside               // nil: clients outside aren't served
@@ -116,15 +117,42 @@ func Open(cfg Config) (*Datapath, error) {
 		d.Close()
 		return nil, err
 	}
-	if err := d.start(); err != nil {
+	if d.ownerFile, err = register(cfg.Owners, d.owner); err != nil {
 		d.Close()
 		return nil, err
+	}
+	if err := d.start(); err != nil {
+		d.ownerFile.retract()
+		d.Close()
+		return nil, err
+	}
+	if err := sweepOwners(cfg.Owners); err != nil {
+		d.log.Warn("remove the files of agents that have ended", "error", err)
 	}
 	return d, nil
 }
 
 // start writes the configuration and attaches.
 func (d *Datapath) start() error {
+	var before configValue
+	if err := d.objs.config().Lookup(uint32(0), &before); err != nil {
+		return fmt.Errorf("read sm_config: %w", err)
+	}
+	// From here on the agent that runs takes nothing that is attached below for damage.
+	taken := before
+	taken.Owner = d.owner
+	if err := d.objs.config().Put(uint32(0), taken); err != nil {
+		return fmt.Errorf("write sm_config: %w", err)
+	}
+	// A start that fails must not take the maps from the agent that runs.
+	if err := d.takeCharge(); err != nil {
+		return errors.Join(err, d.objs.config().Put(uint32(0), before))
+	}
+	return nil
+}
+
+// takeCharge writes the settings and attaches what they ask for.
+func (d *Datapath) takeCharge() error {
 	want := d.rec.tableFlags()
 	for bit, on := range map[uint32]bool{
 		flagServices: d.cfg.Services, flagFailClosed: d.cfg.FailClosed, flagAcceleratePods: d.cfg.AcceleratePods,
@@ -155,10 +183,6 @@ func (d *Datapath) start() error {
 	} else {
 		d.accelReason = "switched off by --acceleration=off"
 	}
-	var before configValue
-	if err := d.objs.config().Lookup(uint32(0), &before); err != nil {
-		return fmt.Errorf("read sm_config: %w", err)
-	}
 	if err := d.setFlags(want, ^uint32(0)); err != nil {
 		return err
 	}
@@ -166,11 +190,7 @@ func (d *Datapath) start() error {
 		d.log.Info("the pinned maps have another layout: the old programs stay in charge until the new maps are filled")
 		return nil
 	}
-	if err := d.goLive(); err != nil {
-		// A start that fails must not take the maps from the agent that runs.
-		return errors.Join(err, d.objs.config().Put(uint32(0), before))
-	}
-	return nil
+	return d.goLive()
 }
 
 // goLive puts the programs in charge.
@@ -253,6 +273,7 @@ func (d *Datapath) SetAcceleration(on bool, reason string) error {
 
 // Close releases descriptors; programs and maps stay pinned and keep working.
 func (d *Datapath) Close() error {
+	d.ownerFile.release()
 	d.outside.close()
 	d.nat.close()
 	if d.nodeNetns != nil {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -69,6 +70,7 @@ type outside struct {
 	programs map[outsideVariant]outsidePrograms // the thread's
 	links    map[string]*deviceLink             // the thread's; by pin name
 	noTCX    bool                               // the thread's; this kernel has no tcx, or it isn't to be used
+	retaken  atomic.Bool                        // links may have another agent's programs
 
 	mu      sync.Mutex
 	devices []Device // guarded by mu
@@ -151,6 +153,15 @@ func (o *outside) listen(s *nl.NetlinkSocket) {
 	}
 }
 
+// takeBack has the programs of an agent that had taken over replaced by ours, soon.
+func (o *outside) takeBack() {
+	o.retaken.Store(true)
+	select {
+	case o.kick <- struct{}{}:
+	default:
+	}
+}
+
 func (o *outside) failed(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -164,6 +175,11 @@ func (o *outside) failed(err error) {
 func (o *outside) sync() {
 	if !o.d.inCharge() {
 		return
+	}
+	if o.retaken.Swap(false) {
+		for _, l := range o.links {
+			l.prog = nil
+		}
 	}
 	links, err := netlink.LinkList()
 	if err != nil {

@@ -186,6 +186,19 @@ func (r *Reconciler) Synced(source string) {
 	r.wake()
 }
 
+// adopt takes what the maps hold now for what is known of them, and has everything looked at again. Caller holds applyMu.
+func (r *Reconciler) adopt(t *tables) {
+	t.writes, t.deletes, t.drift = r.tables.writes, r.tables.deletes, r.tables.drift
+	r.tables = t
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key := range r.owners {
+		r.dirty.frontends[key] = struct{}{}
+	}
+	r.dirty.claims, r.dirty.pods = true, true
+	r.pruned = map[string]bool{} // what nobody wants any more is found as after a start
+}
+
 func (r *Reconciler) wake() {
 	select {
 	case r.kick <- struct{}{}:

@@ -251,3 +251,33 @@ func TestTheNodesHealthWaitsForAKubeProxyToEnd(t *testing.T) {
 	held.Close()
 	eventually(t, "the port, once it is free", func() bool { addr, why := n.Addr(); return addr != nil && why == "" })
 }
+
+// An agent that was replaced lets go of the ports, and has them again when it is in charge again.
+func TestPortsAreLetGoAndTakenBack(t *testing.T) {
+	w := start(t)
+	port, nodePort := freePort(t), freePort(t)
+	w.Set(web, &service.HealthCheck{Port: port, Addresses: loopback, LocalReady4: 1})
+	n := NewNode(NodeConfig{Address: fmt.Sprintf("127.0.0.1:%d", nodePort), Healthy: func() (bool, time.Time) { return true, time.Time{} }, Eligible: func() bool { return true }, Logger: quiet})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = n.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	serves := func(port uint16) bool {
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	for range 3 {
+		eventually(t, "both serve", func() bool { return serves(port) && serves(nodePort) })
+		w.Close()
+		n.Close()
+		eventually(t, "nobody listens", func() bool { return !serves(port) && !serves(nodePort) })
+		w.Reopen()
+		n.Reopen()
+		w.Reopen() // twice does no harm
+		n.Reopen()
+	}
+	eventually(t, "both serve again", func() bool { return serves(port) && serves(nodePort) })
+}

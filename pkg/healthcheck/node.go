@@ -16,9 +16,11 @@ import (
 // that connections drain before it goes (KEP-3836). /livez leaves the node out of it.
 type Node struct {
 	cfg  NodeConfig
-	http *http.Server
+	mux  *http.ServeMux
+	kick chan struct{}
 
 	mu       sync.Mutex
+	http     *http.Server // guarded by mu; another one after each Reopen
 	listener net.Listener // guarded by mu
 	problem  string       // guarded by mu: why it is not served
 	closed   bool         // guarded by mu
@@ -37,34 +39,55 @@ type NodeConfig struct {
 
 // NewNode opens nothing before Run.
 func NewNode(cfg NodeConfig) *Node {
-	n := &Node{cfg: cfg}
+	n := &Node{cfg: cfg, kick: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { n.answer(w, true) })
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { n.answer(w, false) })
-	n.http = newServer(mux, cfg.Logger)
+	n.mux, n.http = mux, newServer(mux, cfg.Logger)
 	return n
 }
 
-// Run serves until ctx ends or Close is called. While a kube-proxy still has the port, it is tried again: the port changes hands by itself when that
-// one ends.
+// Reopen takes Close back: for an agent whose successor has died. Run must still be running.
+func (n *Node) Reopen() {
+	n.mu.Lock()
+	if n.closed {
+		n.closed, n.http = false, newServer(n.mux, n.cfg.Logger)
+	}
+	n.mu.Unlock()
+	select {
+	case n.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run serves until ctx ends, but for the time between Close and Reopen. While a kube-proxy still has the port, it is tried
+// again: the port changes hands by itself when that one ends.
 func (n *Node) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, n.Close)()
 	for ctx.Err() == nil {
-		ln, err := listen(n.cfg.Address)
-		if err == nil {
-			n.serve(ctx, ln)
-			return nil
-		}
-		n.fails(err)
+		n.try(ctx)
 		select {
 		case <-ctx.Done():
+		case <-n.kick:
 		case <-time.After(retryAfter):
 		}
 	}
 	return nil
 }
 
-func (n *Node) serve(ctx context.Context, ln net.Listener) {
+// try serves if the port can be had and nobody has called Close.
+func (n *Node) try(ctx context.Context) {
+	n.mu.Lock()
+	closed := n.closed
+	n.mu.Unlock()
+	if closed {
+		return
+	}
+	ln, err := listen(n.cfg.Address)
+	if err != nil {
+		n.fails(err)
+		return
+	}
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
@@ -72,8 +95,13 @@ func (n *Node) serve(ctx context.Context, ln net.Listener) {
 		return
 	}
 	n.listener, n.problem = ln, ""
+	server := n.http
 	n.mu.Unlock()
-	if err := n.http.Serve(limit(ln)); err != nil && !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+	err = server.Serve(limit(ln))
+	n.mu.Lock()
+	n.listener = nil
+	n.mu.Unlock()
+	if err != nil && !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
 		n.fails(err)
 	}
 }
@@ -99,15 +127,16 @@ func (n *Node) Addr() (addr net.Addr, problem string) {
 	return addr, n.problem
 }
 
-// Close ends the server.
+// Close ends the server. Reopen begins anew.
 func (n *Node) Close() {
 	n.mu.Lock()
 	n.closed = true
+	server := n.http
 	n.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := n.http.Shutdown(ctx); err != nil {
-		_ = n.http.Close()
+	if err := server.Shutdown(ctx); err != nil {
+		_ = server.Close()
 	}
 }
 

@@ -32,10 +32,10 @@ const (
 // Services serves the health-check ports of all Services.
 type Services struct {
 	cfg  ServicesConfig
-	http *http.Server
 	kick chan struct{}
 
 	mu     sync.RWMutex
+	http   *http.Server                          // guarded by mu; another one after each Reopen
 	checks map[service.Name]*service.HealthCheck // guarded by mu: what is wanted
 	open   map[netip.AddrPort]*socket            // guarded by mu
 	errs   map[service.Name]string               // guarded by mu: why a Service's port is not open everywhere
@@ -79,13 +79,10 @@ func (s *Services) Set(name service.Name, check *service.HealthCheck) {
 	if same {
 		return // counts alone are read when somebody asks
 	}
-	select {
-	case s.kick <- struct{}{}:
-	default:
-	}
+	s.wake()
 }
 
-// Run opens and closes sockets as Services come and go, until ctx ends or Close is called.
+// Run opens and closes sockets as Services come and go, until ctx ends; between Close and Reopen there are none.
 func (s *Services) Run(ctx context.Context) error {
 	defer s.Close()
 	retry := time.NewTicker(retryAfter)
@@ -107,15 +104,34 @@ func (s *Services) Run(ctx context.Context) error {
 	}
 }
 
-// Close ends the server: who is being answered gets the answer, for a second at most.
+// Reopen takes Close back: for an agent whose successor has died. Run must still be running.
+func (s *Services) Reopen() {
+	s.mu.Lock()
+	if s.closed {
+		s.closed, s.open = false, map[netip.AddrPort]*socket{}
+		s.http = newServer(http.HandlerFunc(s.answer), s.cfg.Logger)
+	}
+	s.mu.Unlock()
+	s.wake()
+}
+
+func (s *Services) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Close ends the server: who is being answered gets the answer, for a second at most. Reopen begins anew.
 func (s *Services) Close() {
 	s.mu.Lock()
 	s.closed = true
+	server := s.http
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := s.http.Shutdown(ctx); err != nil {
-		_ = s.http.Close()
+	if err := server.Shutdown(ctx); err != nil {
+		_ = server.Close()
 	}
 }
 
@@ -201,8 +217,9 @@ func (s *Services) listen(addr netip.AddrPort, name service.Name) error {
 		return fmt.Errorf("health-check port %d can't be served on %s: %w: end what uses it, or give the Service another healthCheckNodePort", addr.Port(), addr.Addr(), err)
 	}
 	s.open[addr] = &socket{ln, name}
+	server := s.http
 	go func() {
-		err := s.http.Serve(limit(ln))
+		err := server.Serve(limit(ln))
 		if err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			s.cfg.Logger.Warn("a health-check port ended", "service", name, "address", addr, "error", err)
 		}

@@ -98,6 +98,7 @@ type tally struct {
 	connects, requests, excused int // failed connects, failed exchanges, and those that the event explains
 	corrupt                     int
 	first                       *traffic.Failure // that nothing explains
+	wrong                       *traffic.Failure // the first answer that was not what was sent
 }
 
 // soFar counts while the load goes on.
@@ -182,6 +183,9 @@ func count(s stream, r traffic.Report, why excuse) tally {
 	for i, f := range r.Failures {
 		if f.Corrupt {
 			c.corrupt++
+			if c.wrong == nil {
+				c.wrong = &r.Failures[i]
+			}
 		}
 		switch {
 		case why(s, f):
@@ -220,7 +224,8 @@ func (w *town) judge(event string, tallies []tally, breaks int) {
 				w.t.Errorf("the first at %s, on a connection of %s: %s", c.first.At.Format("15:04:05.000"), c.first.Connected.Format("15:04:05.000"), c.first.Error)
 			}
 		case c.corrupt > 0:
-			w.t.Errorf("%s: %s: %d answers were not what was sent", event, mix[i].name, c.corrupt)
+			w.t.Errorf("%s: %s: %d answers were not what was sent; the first at %s, on a connection of %s: %s", event, mix[i].name, c.corrupt,
+				c.wrong.At.Format("15:04:05.000"), c.wrong.Connected.Format("15:04:05.000"), c.wrong.Error)
 		case breaks >= 0 && c.excused > breaks*each:
 			w.t.Errorf("%s: %s: %d exchanges broke in %d breaks, and there were %d connections", event, mix[i].name, c.excused, breaks, each)
 		case c.exchanges == 0:

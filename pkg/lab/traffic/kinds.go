@@ -3,6 +3,7 @@ package traffic
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -195,12 +196,15 @@ func wsExchange(c *conversation) (answer, error) {
 			return answer{}, fmt.Errorf("WebSocket handshake: %w", err)
 		}
 	}
-	body := c.payload()
+	body := withLength(c.payload())
 	if err := websocket.Message.Send(c.ws, body); err != nil {
 		return answer{}, fmt.Errorf("send the message: %w", err)
 	}
 	var got []byte
 	err := websocket.Message.Receive(c.ws, &got)
+	if err == nil && len(got) < len(body) && bytes.Equal(got, body[:len(got)]) {
+		err = c.wsCutOff(len(got), len(body))
+	}
 	if err == nil {
 		err = same(got, body)
 	}
@@ -208,6 +212,30 @@ func wsExchange(c *conversation) (answer, error) {
 		return answer{}, fmt.Errorf("receive the message: %w", err)
 	}
 	return answer{"websocket", uint64(len(got)), false}, nil
+}
+
+// withLength writes a message's length into its first bytes: the library takes the end of a connection for the end of a
+// message that it is in the middle of, so that neither side can tell a message that was cut off from a short one.
+func withLength(message []byte) []byte {
+	if len(message) >= 4 {
+		binary.BigEndian.PutUint32(message, uint32(len(message)))
+	}
+	return message
+}
+
+// isWhole is the other side's question.
+func isWhole(message []byte) bool {
+	return len(message) < 4 || int(binary.BigEndian.Uint32(message)) == len(message)
+}
+
+// wsCutOff: the beginning of a message came. If the connection has ended there the exchange has failed, and nothing wrong
+// was received.
+func (c *conversation) wsCutOff(got, want int) error {
+	var more []byte
+	if err := websocket.Message.Receive(c.ws, &more); len(more) == 0 && errors.Is(err, io.EOF) {
+		return fmt.Errorf("after %d of %d bytes: %w", got, want, io.ErrUnexpectedEOF)
+	}
+	return nil
 }
 
 // wsEnd says goodbye by a close frame, which must be answered.

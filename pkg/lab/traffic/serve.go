@@ -97,7 +97,7 @@ func handler(who string) http.Handler {
 	mux.Handle("/ws", websocket.Handler(func(c *websocket.Conn) {
 		for {
 			var message []byte
-			if websocket.Message.Receive(c, &message) != nil || websocket.Message.Send(c, message) != nil {
+			if websocket.Message.Receive(c, &message) != nil || !isWhole(message) || websocket.Message.Send(c, message) != nil {
 				_ = c.WriteClose(1000)
 				return
 			}

@@ -10,9 +10,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/websocket"
 )
 
 // run lets a generator work until it has done at least n requests and returns the sum of its reports.
@@ -182,6 +185,44 @@ func TestPayloadsDiffer(t *testing.T) {
 				t.Fatalf("%s and %s have the same bytes", at, other)
 			}
 			seen[string(b)] = at
+		}
+	}
+}
+
+// A server that dies in the middle of a WebSocket message has cut it off; one that sends another message than it got is
+// wrong. The library doesn't tell the two apart.
+func TestAMessageThatIsCutOffIsNoCorruption(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer  func(c *websocket.Conn, conn io.Writer, message []byte)
+		corrupt bool
+	}{
+		"cut off": {func(_ *websocket.Conn, conn io.Writer, m []byte) {
+			_, _ = conn.Write(append([]byte{0x82, 126, byte(len(m) >> 8), byte(len(m))}, m[:100]...))
+		}, false},
+		"shorter": {func(c *websocket.Conn, _ io.Writer, m []byte) {
+			_ = websocket.Message.Send(c, m[:100])
+			var more []byte
+			_ = websocket.Message.Receive(c, &more) // until the client goes
+		}, true},
+		"shorter, and more": {func(c *websocket.Conn, _ io.Writer, m []byte) {
+			_ = websocket.Message.Send(c, m[:100])
+			_ = websocket.Message.Send(c, m[100:])
+		}, true},
+	} {
+		var raw sync.Map // connections by remote address
+		server := httptest.NewUnstartedServer(websocket.Handler(func(c *websocket.Conn) {
+			var message []byte
+			if websocket.Message.Receive(c, &message) == nil {
+				conn, _ := raw.Load(c.Request().RemoteAddr)
+				tt.answer(c, conn.(net.Conn), message)
+			}
+		}))
+		server.Config.ConnState = func(c net.Conn, _ http.ConnState) { raw.Store(c.RemoteAddr().String(), c) }
+		server.Start()
+		r := run(t, Config{Kind: WebSocket, Addr: strings.TrimPrefix(server.URL, "http://"), Host: "x", Size: 1000, Connections: 1, Timeout: time.Second}, 1)
+		server.Close()
+		if r.OK != 0 || len(r.Failures) == 0 || r.Failures[0].Corrupt != tt.corrupt {
+			t.Errorf("%s: %+v", name, r.Failures)
 		}
 	}
 }
