@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/sockmesh/sockmesh/pkg/lab/controlplane"
+	"github.com/sockmesh/sockmesh/pkg/lab/traffic"
 )
 
 const (
@@ -29,7 +32,13 @@ type testCluster struct {
 
 var cluster testCluster
 
+// helper is the first argument that makes this test binary a traffic generator.
+const helper = "traffic"
+
 func TestMain(m *testing.M) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	traffic.MainIfAsked(ctx, helper)
+	stop()
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tests/kube:", err)

@@ -77,7 +77,9 @@ func newBareNode(t *testing.T) *realNode {
 	n.must(err)
 	n.namespace = created.Name
 	t.Cleanup(n.forgetServices)
-	n.lab, err = lab.New(lab.Config{NodeName: nodeName, Binaries: binaries})
+	exe, err := os.Executable()
+	n.must(err)
+	n.lab, err = lab.New(lab.Config{NodeName: nodeName, Binaries: binaries, Helper: []string{exe, helper}})
 	n.must(err)
 	t.Cleanup(func() {
 		if t.Failed() && n.proc != nil {
