@@ -58,6 +58,11 @@ func Guard(ctx context.Context, d *datapath.Datapath, log *slog.Logger) error {
 			d.DisableStepAside("self-test: " + p.Detail)
 		}
 	}
+	for i, c := range checks {
+		if i < len(probes) && !probes[i].OK && !c.vital && c.name != stepAsideCheck {
+			log.Info("this kernel has a limit that the self-test found, and acceleration goes on", "check", c.name, "reason", probes[i].Detail)
+		}
+	}
 	if failure == nil {
 		log.Info("redirected sockets behave as TCP does on this kernel", "checks", len(probes), "took", time.Since(start))
 		return nil

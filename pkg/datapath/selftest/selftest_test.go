@@ -1,12 +1,14 @@
 package selftest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,5 +131,76 @@ func TestOnlySteppingAsideIsSwitchedOffWhereOnlyThatFails(t *testing.T) {
 	}
 	if s.StepAside.Active || !strings.Contains(s.StepAside.Reason, "self-test") {
 		t.Errorf("stepping aside: %+v", s.StepAside)
+	}
+}
+
+// One check after another fails on purpose. What it is about is switched off, with its reason in the status and in one line of
+// the log; everything else stays as it is where nothing fails.
+func TestEachFailureSwitchesOffItsFeatureAndNothingElse(t *testing.T) {
+	saved := checks
+	defer func() { checks = saved }()
+	// state is what is switched on, and what the checks say.
+	state := func(t *testing.T) (s datapath.Status, failed, lines []string) {
+		d := open(t)
+		var out bytes.Buffer
+		if err := Guard(context.Background(), d, slog.New(slog.NewTextHandler(&out, nil))); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range d.Probes() {
+			if !p.OK {
+				failed = append(failed, p.Name)
+			}
+		}
+		for line := range strings.Lines(out.String()) {
+			if strings.Contains(line, "failed on purpose") {
+				lines = append(lines, line)
+			}
+		}
+		return d.Status(), failed, lines
+	}
+	var healthy datapath.Status
+	var known []string
+	t.Run("none", func(t *testing.T) { healthy, known, _ = state(t) })
+	if !healthy.Acceleration.Active || !healthy.Acceleration.StepAside.Active {
+		t.Fatalf("without a failure: %+v", healthy.Acceleration)
+	}
+	for i, c := range saved {
+		t.Run(c.name, func(t *testing.T) {
+			checks = slices.Clone(saved)
+			checks[i].run = func(*Stage) error { return errors.New("failed on purpose") }
+			got, failed, lines := state(t)
+			want := known
+			if !slices.Contains(known, c.name) {
+				want = append(slices.Clone(known), c.name)
+			}
+			slices.Sort(failed)
+			slices.Sort(want)
+			if !slices.Equal(failed, want) {
+				t.Errorf("these failed: %v, want %v", failed, want)
+			}
+			if len(lines) != 1 || !strings.Contains(lines[0], c.name) && c.name != stepAsideCheck {
+				t.Errorf("the log says it in %d lines: %q", len(lines), lines)
+			}
+			a := got.Acceleration
+			if a.Active == c.vital || c.vital != strings.Contains(a.Reason, c.name+": failed on purpose") {
+				t.Errorf("acceleration: active %v, %q", a.Active, a.Reason)
+			}
+			if !c.vital {
+				off := c.name == stepAsideCheck
+				if a.StepAside.Active == off || off != strings.Contains(a.StepAside.Reason, "failed on purpose") {
+					t.Errorf("stepping aside: %+v", a.StepAside)
+				}
+			}
+			names := func(s datapath.Status) (all []string) {
+				for _, p := range s.Datapath.Programs {
+					all = append(all, p.Name+" "+p.Attach)
+				}
+				slices.Sort(all)
+				return all
+			}
+			if have, want := names(got), names(healthy); !slices.Equal(have, want) {
+				t.Errorf("programs: %v, without the failure %v", have, want)
+			}
+		})
 	}
 }
