@@ -51,7 +51,11 @@ func (r *Reconciler) apply() {
 	again := r.run(b.sets, false)
 	r.run(b.deletes, true)
 	r.run(again, true)
-	if r.tables.dismissed > 0 {
+	r.mu.Lock()
+	heirs := r.heirs
+	r.retryWithRoom()
+	r.mu.Unlock()
+	if r.tables.dismissed > 0 || heirs {
 		r.tables.dismissed = 0
 		select {
 		case r.endKick <- struct{}{}:
@@ -126,8 +130,38 @@ func (r *Reconciler) forgive(id string) {
 	}
 }
 
+// retryWithRoom tries again what found a map full, once something has gone from that map. Caller holds mu and applyMu.
+func (r *Reconciler) retryWithRoom() {
+	now, entries := map[string]int{}, map[string]int(nil)
+	retry := false
+	for _, e := range r.failed {
+		if _, looked := now[e.Map]; e.Map == "" || looked {
+			continue
+		}
+		if entries == nil {
+			entries = r.tables.entries()
+		}
+		now[e.Map] = entries[e.Map]
+		before, known := r.short[e.Map]
+		retry = retry || known && now[e.Map] < before
+	}
+	r.short = now
+	if retry {
+		r.retryFailed()
+		r.wake()
+	}
+}
+
 // retryFailed marks what failed before as dirty. Caller holds mu.
 func (r *Reconciler) retryFailed() {
+	fronts := map[string]bool{}
+	defer func() {
+		for key := range r.owners {
+			if len(fronts) > 0 && fronts[frontendAddr(key)] {
+				r.dirty.frontends[key] = struct{}{}
+			}
+		}
+	}()
 	for _, e := range r.failed {
 		switch e.Kind {
 		case "claim":
@@ -135,11 +169,7 @@ func (r *Reconciler) retryFailed() {
 		case "pod", "local":
 			r.dirty.pods = true
 		case "frontend", "outside":
-			for key := range r.owners {
-				if frontendAddr(key) == e.Addr {
-					r.dirty.frontends[key] = struct{}{}
-				}
-			}
+			fronts[e.Addr] = true
 		}
 	}
 }
@@ -154,6 +184,7 @@ func (r *Reconciler) openGates() bool {
 		r.pruned[s], opened = true, true
 		switch s {
 		case SourceServices:
+			r.heirs = r.d.cfg.Services
 			for key := range r.tables.frontends {
 				r.dirty.frontends[key] = struct{}{}
 			}

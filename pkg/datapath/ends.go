@@ -23,7 +23,8 @@ import (
 //   - TCP when its endpoint has left the Service altogether, no other Service has it, and a grace is over. A backend that
 //     drains still stands in the Service, as excluded, and keeps its connections for as long as they last.
 //
-// What left before this agent started is not known to it: such TCP connections end by their own time-outs.
+// What left while no agent ran is seen at the first full list: sockets remember that they were sent to a backend, and one whose
+// backend no Service lists has lost it. Its grace begins then.
 
 const (
 	// endPause joins what happens at once, since looking for sockets walks over all of the node's.
@@ -80,6 +81,50 @@ func listed(s *service.Service) map[netip.AddrPort]bool {
 	return out
 }
 
+// unlisted removes what a Service lists. Caller holds mu.
+func (r *Reconciler) unlisted(all map[netip.AddrPort]bool) {
+	if len(all) == 0 {
+		return
+	}
+	for _, s := range r.services {
+		for a := range listed(s) {
+			delete(all, a)
+		}
+	}
+}
+
+// inherit notes which backends of TCP connections from before this agent no Service lists now.
+func (r *Reconciler) inherit(now time.Time) error {
+	rows, err := r.d.socketRows()
+	if err != nil {
+		return err
+	}
+	left := map[netip.AddrPort]bool{}
+	for i := range rows {
+		if row := &rows[i]; row.Protocol == uint8(service.TCP) && Role(row.State.Role) == RoleService && row.RemotePort != 0 {
+			left[normal(addrPort(row.Remote, row.RemotePort))] = true
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unlisted(left)
+	for a := range left {
+		if _, known := r.ends[a]; !known {
+			r.ends[a] = now
+		}
+	}
+	return nil
+}
+
+// takeHeirs tells, once, that there may be sockets from before this agent.
+func (r *Reconciler) takeHeirs() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.heirs
+	r.heirs = false
+	return was
+}
+
 // over takes the addresses whose grace has ended and that no Service lists.
 func (r *Reconciler) over(now time.Time) map[netip.AddrPort]bool {
 	grace := r.d.cfg.TCPGrace
@@ -98,14 +143,7 @@ func (r *Reconciler) over(now time.Time) map[netip.AddrPort]bool {
 			out[a] = true
 		}
 	}
-	if out == nil {
-		return nil
-	}
-	for _, s := range r.services {
-		for a := range listed(s) {
-			delete(out, a)
-		}
-	}
+	r.unlisted(out)
 	return out
 }
 
@@ -126,6 +164,11 @@ func (r *Reconciler) endLoop(ctx context.Context) {
 			case <-time.After(endPause):
 			}
 		case <-check.C:
+		}
+		if udp && r.takeHeirs() {
+			if err := r.inherit(time.Now()); err != nil {
+				r.log.Warn("connections to endpoints that left while no agent ran can't be looked for; they end by their own time-outs", "error", err)
+			}
 		}
 		if tcp := r.over(time.Now()); udp || len(tcp) > 0 {
 			if err := r.d.endSockets(udp, tcp); err != nil {

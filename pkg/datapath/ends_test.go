@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -138,6 +139,94 @@ func TestTCPToAnEndpointThatLeftEndsAfterItsGrace(t *testing.T) {
 			t.Errorf("after the Service was deleted: %v", err)
 		}
 	})
+}
+
+// Endpoints leave while no agent runs: the next one ends what goes to them, and nothing else.
+func TestEndpointsThatLeftWhileNoAgentRanAreNoticed(t *testing.T) {
+	dns := netip.MustParseAddrPort("10.96.0.53:53")
+	w := newWorld(t)
+	client, gone, drains, stays := w.pod(), w.pod(), w.pod(), w.pod()
+	for name, p := range map[string]*ns{"gone": gone, "drains": drains, "stays": stays} {
+		p.server(name, 8080)
+		p.udpServer(name, 5353)
+	}
+	runs := func() (*Datapath, func()) {
+		d := w.open(func(c *Config) { c.TCPGrace = time.Second })
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = d.Reconciler().Run(ctx) }()
+		return d, sync.OnceFunc(func() { stop(); <-done })
+	}
+	d, stop := runs()
+	defer stop()
+	synced(t, d)
+	conns := map[string]net.Conn{}
+	connect := func(what string, to netip.AddrPort) {
+		t.Helper()
+		c, err := client.dial(to)
+		must(t, err)
+		if _, err := greeting(c); err != nil {
+			t.Fatal(err)
+		}
+		conns[what] = c
+		t.Cleanup(func() { c.Close() })
+	}
+	var vips []netip.AddrPort
+	for i, to := range []struct {
+		what string
+		pod  *ns
+	}{{"gone", gone}, {"drains", drains}, {"stays", stays}} {
+		vips = append(vips, ap(vip4.Addr(), uint16(80+i)), ap(vip6.Addr(), uint16(80+i)))
+		d.Reconciler().SetService(svc(to.what+"4", vips[2*i], ap(to.pod.v4, 8080)))
+		d.Reconciler().SetService(svc(to.what+"6", vips[2*i+1], ap(to.pod.v6, 8080)))
+		flush(t, d)
+		connect(to.what+"4", vips[2*i])
+		connect(to.what+"6", vips[2*i+1])
+	}
+	connect("direct", ap(gone.v4, 8080)) // by no Service
+	d.Reconciler().SetService(udpSvc("dns", dns, ap(gone.v4, 5353)))
+	flush(t, d)
+	resolver := client.udp(unix.AF_INET)
+	must(t, resolver.connect(dns))
+	must(t, resolver.write("who"))
+	if got, _, err := resolver.receive(0); err != nil || got != "gone" {
+		t.Fatal(got, err)
+	}
+	stop()
+	must(t, d.Close())
+
+	d, stop = runs()
+	defer stop()
+	for i, name := range []string{"4", "6"} {
+		d.Reconciler().SetService(svc("gone"+name, vips[i], ap([]netip.Addr{stays.v4, stays.v6}[i], 8080)))
+		s := svc("drains"+name, vips[2+i])
+		s.Excluded = []service.Excluded{{Addr: ap([]netip.Addr{drains.v4, drains.v6}[i], 8080), Reason: "terminating, and there are ready ones"}}
+		d.Reconciler().SetService(s)
+		d.Reconciler().SetService(svc("stays"+name, vips[4+i], ap([]netip.Addr{stays.v4, stays.v6}[i], 8080)))
+	}
+	d.Reconciler().SetService(udpSvc("dns", dns, ap(stays.v4, 5353)))
+	synced(t, d)
+	if _, _, err := resolver.receive(0); !errors.Is(err, syscall.ECONNABORTED) {
+		t.Errorf("connected UDP to a backend that left: %v", err)
+	}
+	for _, what := range []string{"gone4", "gone6"} {
+		_ = conns[what].SetReadDeadline(time.Now().Add(30 * time.Second))
+		if _, err := conns[what].Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNABORTED) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: the connection to an endpoint that left goes on: %v", what, err)
+		}
+	}
+	for _, what := range []string{"drains4", "drains6", "stays4", "stays6", "direct"} {
+		_ = conns[what].SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(conns[what], "x"); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := io.ReadFull(conns[what], make([]byte, 1)); err != nil {
+			t.Errorf("%s: a connection that should go on: %v", what, err)
+		}
+	}
+	if s := d.Status().Reconciler; s.EndedTCP != 2 || s.EndedUDP != 1 {
+		t.Errorf("%d TCP connections and %d UDP sockets were ended, want 2 and 1", s.EndedTCP, s.EndedUDP)
+	}
 }
 
 func TestDeparturesForgetWhoComesBack(t *testing.T) {

@@ -148,7 +148,7 @@ func hangUp(t testing.TB, from *ns, to netip.AddrPort, n int) {
 	from.do(func() {
 		sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 		for i := 0; i < n && err == nil; i++ {
-			if err = connectAndReset(sa); err != nil {
+			if err = connectAndReset(unix.AF_INET, sa); err != nil {
 				err = fmt.Errorf("connection %d: %w", i, err)
 			}
 		}

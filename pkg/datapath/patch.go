@@ -10,6 +10,9 @@ import (
 // not two thousand. Each write is one atomic step from one valid set to the next: a slot gets another backend; a slot is
 // added behind the last and then counted; a hole is filled with the last slot, which is then no longer counted and
 // then deleted. A connect that reads the count before and the slot after finds nothing and looks again.
+//
+// In place needs no room for two sets at a time, so it is also the way where the map is full: a set that shrinks must not be
+// kept from it, or dead backends would hold the very slots that are short.
 
 // patch is how a pool gets from its slots to the wanted backends.
 type patch struct {
@@ -24,8 +27,8 @@ type slotEdit struct {
 
 func (p patch) empty() bool { return len(p.set) == 0 }
 
-// planPatch returns ok where the change is small enough. Wanted ids are distinct.
-func planPatch(now []slotValue, want []uint32) (p patch, ok bool) {
+// planPatch returns ok where the change is small enough, or where that does not matter. Wanted ids are distinct.
+func planPatch(now []slotValue, want []uint32, any bool) (p patch, ok bool) {
 	missing := make(map[uint32]bool, len(want))
 	for _, id := range want {
 		missing[id] = true
@@ -38,7 +41,7 @@ func planPatch(now []slotValue, want []uint32) (p patch, ok bool) {
 			holes = append(holes, i)
 		}
 	}
-	if len(holes)+len(missing) > 2+len(now)/8 {
+	if !any && len(holes)+len(missing) > 2+len(now)/8 {
 		return patch{}, false
 	}
 	p.size = len(want)
@@ -72,6 +75,29 @@ func backendAt(now []slotValue, edits []slotEdit, i int) uint32 {
 		}
 	}
 	return now[i].Backend
+}
+
+// withoutDead is for a map of backends that is full: what of a Service's wanted backends is there already; room: without the
+// others of its pool, which nobody wants any more, something would fit. A pod that takes the place of another is not to be kept
+// out by that one.
+func (t *tables) withoutDead(now, next targetValue, want []weighted) (rest []weighted, room bool) {
+	if now.Pool == 0 || next.Mode != modeService {
+		return nil, false
+	}
+	wanted := map[uint32]bool{}
+	for _, w := range want {
+		if id, ok := t.backendID[backendValue{Addr: addr16(w.addr.Addr()), Port: w.addr.Port()}]; ok {
+			rest, wanted[id] = append(rest, w), true
+		}
+	}
+	here := map[uint32]int{}
+	for _, id := range t.pools[now.Pool].backends() {
+		here[id]++
+	}
+	for id, n := range here {
+		room = room || !wanted[id] && t.refs[id] == n
+	}
+	return rest, room
 }
 
 func evenSlot(backend uint32) slotValue {

@@ -59,6 +59,8 @@ type Reconciler struct {
 	timedOut bool                                 // guarded by mu
 	ends     departures                           // guarded by mu
 	endKick  chan struct{}                        // a backend stopped being a member of its pool
+	heirs    bool                                 // guarded by mu; sockets from before this agent have not been looked at
+	short    map[string]int                       // guarded by mu; entries of the maps that had no room, when that was last seen
 
 	applyMu sync.Mutex
 	tables  *tables         // guarded by applyMu
@@ -80,7 +82,7 @@ func newReconciler(d *Datapath) (*Reconciler, error) {
 		return nil, err
 	}
 	return &Reconciler{
-		d: d, log: d.log, kick: make(chan struct{}, 1), endKick: make(chan struct{}, 1), born: time.Now(), ends: departures{},
+		d: d, log: d.log, kick: make(chan struct{}, 1), endKick: make(chan struct{}, 1), born: time.Now(), ends: departures{}, short: map[string]int{},
 		services: map[service.Name]*service.Service{}, owners: map[frontendKey]map[service.Name]int{},
 		claims: map[claimKey]mesh.Claim{}, synced: map[string]bool{}, failed: map[string]EntryError{},
 		dirty: dirt{frontends: map[frontendKey]struct{}{}}, tables: t, pruned: map[string]bool{}, tight: map[string]bool{},

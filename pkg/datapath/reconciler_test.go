@@ -408,6 +408,105 @@ func TestFullMapRefusesTheNewEntryOnly(t *testing.T) {
 	}
 }
 
+// Endpoints that go leave a full map, even where make before break has no room: a Service can shrink, and a pod can take the
+// place of another. What waited for room gets it without another change of its own.
+func TestAFullMapLetsGoOfWhatIsGone(t *testing.T) {
+	w := newWorld(t)
+	d := w.open(func(c *Config) { c.Sizes.Frontends, c.Sizes.Backends, c.Sizes.Slots, c.Sizes.Members = 3, 4, 4, 4 })
+	r := d.Reconciler()
+	synced(t, d)
+	for protocol, make := range map[string]func(string, netip.AddrPort, ...netip.AddrPort) *service.Service{"TCP": svc, "UDP": udpSvc} {
+		backends := func(names string) (all []netip.AddrPort) {
+			for _, n := range names {
+				all = append(all, ap(netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), 80))
+			}
+			return all
+		}
+		holds := func(want string) {
+			t.Helper()
+			got := resolve(t, d) // and nothing leaks
+			if len(got) != 1 {
+				t.Fatalf("%s: %v", protocol, got)
+			}
+			for _, text := range got {
+				for n := 'a'; n <= 'z'; n++ {
+					if has := strings.Contains(text, backends(string(n))[0].String()); has != strings.ContainsRune(want, n) {
+						t.Errorf("%s: in the map is %s, want %q", protocol, text, want)
+					}
+				}
+			}
+		}
+		for _, step := range []string{"abcd", "a", "abcd", "efgh", "dcba", "abcx", "", "abcd"} {
+			r.SetService(make("web", vip4, backends(step)...))
+			flush(t, d)
+			holds(step)
+		}
+		r.SetService(make("web", vip4, backends("abcde")...))
+		if err := r.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), "is full") {
+			t.Errorf("%s: an endpoint too many: %v", protocol, err)
+		}
+		holds("abcd")
+		r.SetService(make("web", vip4, backends("abcefghi")...))
+		if err := r.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), "is full") {
+			t.Errorf("%s: an endpoint goes and too many come: %v", protocol, err)
+		}
+		holds("abc")
+		r.SetService(make("waits", vip6, backends("xy")...))
+		if err := r.Flush(t.Context()); err == nil {
+			t.Errorf("%s: two endpoints in a map of four that has three", protocol)
+		}
+		r.SetService(make("web", vip4, backends("ab")...))
+		_ = r.Flush(t.Context()) // makes the room
+		flush(t, d)              // what the reconciler does then by itself
+		if got := resolve(t, d); len(got) != 2 {
+			t.Errorf("%s: when there was room: %v", protocol, got)
+		}
+		r.DeleteService(service.Name{Namespace: "default", Name: "web"})
+		r.DeleteService(service.Name{Namespace: "default", Name: "waits"})
+		flush(t, d)
+	}
+}
+
+// Whatever changes while maps are full, nothing is in them that nobody uses, and nothing is used that is not in them.
+func TestFullMapsHoldNothingDead(t *testing.T) {
+	w := newWorld(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	wish := newWish(rand.New(rand.NewPCG(seed, 6)))
+	d := w.open(func(c *Config) {
+		c.Outside = true
+		c.Sizes.Frontends, c.Sizes.Outside, c.Sizes.Backends, c.Sizes.Slots, c.Sizes.Members, c.Sizes.Sources = 12, 8, 20, 40, 12, 6
+	})
+	r := d.Reconciler()
+	synced(t, d)
+	refused := 0
+	for range 200 {
+		wish.change(r, 1+wish.r.IntN(4))
+		if r.Flush(t.Context()) != nil {
+			refused++
+		}
+		resolve(t, d)
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	if n := r.Repair(); n != 0 {
+		t.Errorf("%d entries are not what was written", n)
+	}
+	if refused == 0 {
+		t.Error("the maps were never full")
+	}
+	for name := range wish.services {
+		r.DeleteService(name)
+	}
+	r.SetClaims(nil)
+	_ = r.Flush(t.Context())
+	flush(t, d)
+	if got := resolve(t, d); len(got) != 0 {
+		t.Errorf("when nothing is wanted any more: %v", got)
+	}
+}
+
 func TestAMapThatIsAlmostFullIsWarnedOfOnce(t *testing.T) {
 	w := newWorld(t)
 	var said logLines

@@ -201,6 +201,20 @@ func setTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, k
 		want = nil
 	}
 	ids, made, err := t.backendIDs(want)
+	if full := (*fullError)(nil); errors.As(err, &full) {
+		if e := t.dropBackends(made); e != nil {
+			return errors.Join(err, e)
+		}
+		rest, room := t.withoutDead(now, next, want)
+		if !room {
+			return err
+		}
+		if e := setTarget(t, m, mirror, key, next, rest); e != nil {
+			return errors.Join(err, e)
+		}
+		now = mirror[key]
+		ids, made, err = t.backendIDs(want)
+	}
 	if err != nil {
 		return errors.Join(err, t.dropBackends(made))
 	}
@@ -222,23 +236,41 @@ func setTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, k
 		members = ids
 	}
 	if err := t.addMembers(next.Pool, members); err != nil {
-		return errors.Join(err, t.trimMembers(next.Pool, old.backends()), t.dropBackends(made))
+		return errors.Join(err, t.trimMembers(next.Pool, t.membersOf(mirror[key], next.Pool)), t.dropBackends(made))
 	}
 	if err := switchTarget(t, m, mirror, key, now, next, old, slots, ids, made); err != nil {
-		return errors.Join(err, t.trimMembers(next.Pool, old.backends()))
+		return errors.Join(err, t.trimMembers(next.Pool, t.membersOf(mirror[key], next.Pool)))
 	}
 	return t.trimMembers(next.Pool, members)
+}
+
+// membersOf are the backends that are to be members of a pool as it is in force, which after an error may be neither the old set
+// nor the wanted one.
+func (t *tables) membersOf(inForce targetValue, poolID uint32) []uint32 {
+	if inForce.Pool != poolID || inForce.Flags&targetMembers == 0 {
+		return nil
+	}
+	return t.pools[poolID].backends()
 }
 
 // switchTarget moves new connections from a target's slots to the next ones. made are backends that only these have.
 func switchTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue, key K, now, next targetValue, old pool, slots []slotValue, ids, made []uint32) error {
 	_, exists := mirror[key]
 	samePool := exists && next.Pool == now.Pool
-	if samePool && next.Pool != 0 && next.Weight == 1 && now.Weight == 1 {
-		if p, ok := planPatch(old.slots, ids); ok {
-			next.Slots = uint32(p.size)
-			return errors.Join(patchTarget(t, m, mirror, key, now, next, p), t.dropBackends(made))
+	inPlace := func(any bool) (done bool, err error) {
+		if !samePool || next.Pool == 0 || next.Weight != 1 || now.Weight != 1 {
+			return false, nil
 		}
+		p, ok := planPatch(old.slots, ids, any)
+		if !ok {
+			return false, nil
+		}
+		next := next
+		next.Slots = uint32(p.size)
+		return true, errors.Join(patchTarget(t, m, mirror, key, now, next, p), t.dropBackends(made))
+	}
+	if done, err := inPlace(false); done {
+		return err
 	}
 	sameSlots := samePool && slices.Equal(slots, old.slots)
 	if sameSlots && now == next {
@@ -247,6 +279,12 @@ func switchTarget[K comparable](t *tables, m *ebpf.Map, mirror map[K]targetValue
 	if !sameSlots && next.Pool != 0 {
 		next.Generation++
 		if err := t.writeSlots(next.Pool, next.Generation, slots); err != nil {
+			if full := (*fullError)(nil); errors.As(err, &full) {
+				next.Generation--
+				if done, err := inPlace(true); done {
+					return err
+				}
+			}
 			return errors.Join(err, t.dropBackends(made))
 		}
 		if next.Pool == t.nextPool {

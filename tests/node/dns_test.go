@@ -20,13 +20,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/sockmesh/sockmesh/pkg/datapath"
 	"github.com/sockmesh/sockmesh/pkg/lab"
 	"github.com/sockmesh/sockmesh/pkg/lab/labtest"
 )
 
 // A real DNS server (dnsmasq) behind a Service with UDP and TCP port 53, and the resolvers that applications have:
 // glibc (connected UDP), Go (connected UDP, a socket for each look-up), and sendto on one socket for all look-ups, which takes
-// answers only from whom it asked, as musl does. Backends are killed and replaced under load.
+// answers only from whom it asked, as musl does. Backends are replaced, hang and are killed under load.
 //
 //	kubernetes.md                                 here
 //	UDP pinned to a dead CoreDNS pod              TestNoLookUpIsLostBeyondThoseInFlight
@@ -53,8 +54,14 @@ type dnsLoad struct {
 
 // dnsReport is how it went.
 type dnsReport struct {
-	Answered, Lost int
-	Last           string // error
+	Answered int
+	Lost     []lostLookUp
+}
+
+// lostLookUp is one that got no answer.
+type lostLookUp struct {
+	Began time.Time
+	Error string
 }
 
 // mainIfDNS never returns in a process that startDNS made.
@@ -86,9 +93,9 @@ func (l dnsLoad) run() error {
 	}
 	var r dnsReport
 	for {
+		began := time.Now()
 		if err := look(); err != nil {
-			r.Lost++
-			r.Last = err.Error()
+			r.Lost = append(r.Lost, lostLookUp{began, err.Error()})
 		} else {
 			r.Answered++
 		}
@@ -361,28 +368,83 @@ func TestEveryResolverReachesTheDNSService(t *testing.T) {
 	}
 }
 
-// Every server is killed and replaced, one after another, twice. What was in flight on a killed one is lost; nothing
-// else is, and no socket stays with a dead server.
+// Servers end in three ways, one after another, while every resolver looks up without a pause. What can be lost is what was on
+// its way to a server when that ended, and what was sent there before Kubernetes had said that it is no endpoint any more.
+//
+//	replaced  it leaves the Service and ends afterwards   nothing is lost
+//	hangs     it answers nobody, then leaves the Service  of each resolver the look-up that hangs; a connected socket is ended
+//	                                                      with it, so resolvers that try twice, as Go's does, lose none
+//	killed    it refuses, then leaves the Service         as above, and Go's loses what is refused twice before it has left
+//
+// In all three a look-up that began when the server had left the kernel's maps is answered.
 func TestNoLookUpIsLostBeyondThoseInFlight(t *testing.T) {
 	w := newDNSWorld(t, 2)
 	loads := w.everyResolver()
 	w.more(50, loads...)
-	const replaced = 4
-	for range replaced {
-		next := w.dnsServer()
+	known := map[*dnsLoad]int{} // losses that have been looked at
+	for _, way := range []string{"replaced", "hangs", "killed", "replaced", "hangs", "killed"} {
 		old := w.pods[0]
-		w.pods = append(w.pods[1:], next)
-		w.servers[old.PodSpec.Name].Kill()
+		server := w.servers[old.PodSpec.Name]
+		w.pods = append(w.pods, w.dnsServer())
 		w.publish()
+		w.eventually("the new server in the kernel", func() error { return w.serves(w.pods[len(w.pods)-1], true) })
+		switch way {
+		case "hangs":
+			server.Signal(unix.SIGSTOP)
+		case "killed":
+			server.Kill()
+		}
+		w.pods = w.pods[1:]
+		w.publish()
+		w.eventually("the old server out of the kernel", func() error { return w.serves(old, false) })
+		gone := time.Now()
 		w.more(50, loads...)
-	}
-	for _, l := range loads {
-		r := w.report(l)
-		t.Logf("%s to %v (mapped %v): %+v", l.Kind, l.Server, l.Mapped, r)
-		if r.Lost > replaced {
-			t.Errorf("%s to %v lost %d look-ups, and %d servers were replaced; the last: %s", l.Kind, l.Server, r.Lost, replaced, r.Last)
+		server.Kill()
+		w.more(50, loads...)
+		for _, l := range loads {
+			r := w.report(l)
+			lost := r.Lost[known[l]:]
+			known[l] = len(r.Lost)
+			if len(lost) > 0 {
+				t.Logf("%s: %s to %v (mapped %v) lost %d", way, l.Kind, l.Server, l.Mapped, len(lost))
+			}
+			for _, x := range lost {
+				if !x.Began.Before(gone) {
+					t.Errorf("%s: %s to %v: a look-up began %v after the server had left, and was lost: %s", way, l.Kind, l.Server, x.Began.Sub(gone), x.Error)
+				}
+			}
+			most := 1 // the one in flight
+			switch {
+			case way == "replaced", way == "hangs" && l.Kind == "go":
+				most = 0
+			case way == "killed" && l.Kind == "go":
+				most = len(lost) // refused at once, so it goes on asking
+			}
+			if len(lost) > most {
+				t.Errorf("%s: %s to %v lost %d look-ups, want %d at most; the last: %s", way, l.Kind, l.Server, len(lost), most, lost[len(lost)-1].Error)
+			}
 		}
 	}
+}
+
+// serves tells whether the kernel's maps name a server, for either family and protocol, as wanted.
+func (w *dnsWorld) serves(p *lab.Pod, want bool) error {
+	view, err := datapath.OpenView(w.BPFFS())
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	lines, err := view.Contents()
+	if err != nil {
+		return err
+	}
+	text := strings.Join(lines, "\n")
+	for _, a := range p.Addrs {
+		if addr := netip.AddrPortFrom(a, 53).String(); strings.Contains(text, addr) != want {
+			return fmt.Errorf("%s in the maps: %v", addr, !want)
+		}
+	}
+	return nil
 }
 
 // The agent is killed, DNS goes on without it; it comes back, and nothing is lost over that either.
@@ -399,8 +461,8 @@ func TestDNSOutlivesTheAgent(t *testing.T) {
 	w.must(w.agent.Stop(40 * time.Second))
 	w.more(30, loads...)
 	for _, l := range loads {
-		if r := w.report(l); r.Lost > 0 {
-			t.Errorf("%s to %v lost %d look-ups: %s", l.Kind, l.Server, r.Lost, r.Last)
+		if r := w.report(l); len(r.Lost) > 0 {
+			t.Errorf("%s to %v lost %d look-ups: %s", l.Kind, l.Server, len(r.Lost), r.Lost[0].Error)
 		}
 	}
 }
