@@ -159,3 +159,17 @@ func TestPatchLeadsToTheWantedSet(t *testing.T) {
 		t.Errorf("only %d of the changes were patched", patched)
 	}
 }
+
+// The sizes that others found too small in practice, and Kubernetes' own limits, fit into the maps as they are by default; for
+// slots with a Service of a thousand endpoints that is written anew beside its old ones.
+func TestTheDefaultSizesHoldALargeCluster(t *testing.T) {
+	s := DefaultSizes()
+	for _, c := range []struct{ services, endpoints uint32 }{
+		{2 * 2000, 2 * 2000 * 50}, // 2,000 Services of 50, of both families
+		{10_000, 250_000},
+	} {
+		if s.Frontends < c.services || s.Backends < c.endpoints || s.Slots < c.endpoints+1000 {
+			t.Errorf("%d addresses with %d endpoints don't fit into %+v", c.services, c.endpoints, s)
+		}
+	}
+}
