@@ -225,7 +225,7 @@ func DatapathConfig(cfg config.Config, log *slog.Logger) datapath.Config {
 		CgroupRoot: cfg.CgroupRoot, BPFFS: cfg.BPFFS,
 		Acceleration: cfg.Acceleration == config.AccelerationAuto, Services: cfg.Services,
 		OriginalDstSockopt: cfg.OriginalDstSockopt, AcceleratePods: cfg.AcceleratePods, FailClosed: cfg.FailMode == config.FailClosed,
-		Outside: cfg.Outside && cfg.Services, Devices: cfg.DeviceList(),
+		Outside: cfg.Outside && cfg.Services, Devices: cfg.DeviceList(), NATPorts: cfg.NATPorts, NATEstablished: cfg.NATEstablished,
 		Sizes: cfg.Maps, SyncTimeout: cfg.SyncTimeout, DriftInterval: cfg.DriftInterval, TCPGrace: cfg.TCPGrace,
 		Logger: log.With("component", "datapath"),
 	}

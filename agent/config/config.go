@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,6 +59,9 @@ const Off = "off"
 // with a message that nobody understands.
 const MaxMapSize = 1 << 24
 
+// MaxNATEstablished bounds --nat-established: who is silent for a month has gone.
+const MaxNATEstablished = 30 * 24 * time.Hour
+
 // Config is the agent's configuration after all sources were read.
 type Config struct {
 	NodeName string
@@ -84,6 +88,10 @@ type Config struct {
 	// Outside serves clients outside this node, by Devices: auto, or names of network devices and patterns of names.
 	Outside bool
 	Devices string
+	// NATPorts are the first and last source port of outside clients' connections towards backends; NATEstablished is how long a
+	// TCP connection of theirs may be silent.
+	NATPorts       [2]uint16
+	NATEstablished time.Duration
 	// NodePortAddresses is what service.ParseNodePortAddresses reads, ExternalIPs what service.ParseExternalIPPolicy does.
 	NodePortAddresses string
 	ExternalIPs       string
@@ -125,6 +133,7 @@ func Default() Config {
 		Enroll: EnrollLabelled, FailMode: FailOpen, Acceleration: AccelerationAuto, Services: true, Outside: true, Devices: DevicesAuto,
 		Concurrency: runtime.GOMAXPROCS(0), IO: loop.IOAuto, NodePortAddresses: "primary", ExternalIPs: "all", KubeProxyHealthz: Off,
 		SyncTimeout: 30 * time.Second, DriftInterval: 30 * time.Second, TCPGrace: 2 * time.Minute, Maps: datapath.DefaultSizes(),
+		NATPorts: datapath.DefaultNATPorts, NATEstablished: datapath.DefaultNATEstablished,
 		BPFFS: "/sys/fs/bpf/sockmesh", NetnsDir: "/var/run/netns", StateDir: "/var/lib/sockmesh",
 		Admin: "unix:///run/sockmesh/admin.sock", Metrics: "127.0.0.1:15090",
 		DrainTime: 30 * time.Second, DropPrivileges: true, MaxConnectionsPerPod: 10_000, LogLevel: slog.LevelInfo, LogFormat: LogText,
@@ -190,10 +199,25 @@ func (c *Config) Validate(inCluster bool) error {
 			bad("--map-%s: %d: expected a number of entries from 1 to %d", m.Flag(), n, MaxMapSize)
 		}
 	}
+	if err := datapath.CheckDevices(c.DeviceList()); err != nil {
+		errs = append(errs, err)
+	}
+	if c.NATPorts[0] == 0 || c.NATPorts[0] > c.NATPorts[1] {
+		bad("--nat-ports: %d-%d: expected a range of ports from 1 to 65535, the lower one first, like 10000-29999", c.NATPorts[0], c.NATPorts[1])
+	}
+	if c.NATEstablished < time.Minute || c.NATEstablished > MaxNATEstablished {
+		bad("--nat-established: %s: expected a time from 1m to %s", c.NATEstablished, MaxNATEstablished)
+	}
+	if slices.ContainsFunc(strings.Split(c.NodePortAddresses, ","), func(word string) bool { return strings.TrimSpace(word) == "" }) {
+		bad("--nodeport-addresses: %q: an empty word says nothing: expected primary, all, loopback or ranges such as 192.168.0.0/16, or leave the flag out",
+			c.NodePortAddresses)
+	}
 	if _, err := service.ParseNodePortAddresses(c.NodePortAddresses); err != nil {
 		errs = append(errs, err)
 	}
-	if _, err := service.ParseExternalIPPolicy(c.ExternalIPs); err != nil {
+	if c.ExternalIPs == "" {
+		bad("--external-ips: expected all, own or none")
+	} else if _, err := service.ParseExternalIPPolicy(c.ExternalIPs); err != nil {
 		errs = append(errs, err)
 	}
 	for _, p := range []struct{ flag, path string }{
@@ -241,7 +265,11 @@ func (c *Config) DeviceList() []string {
 	if c.Devices == DevicesAuto {
 		return nil
 	}
-	return strings.Split(c.Devices, ",")
+	list := strings.Split(c.Devices, ",")
+	for i := range list {
+		list[i] = strings.TrimSpace(list[i])
+	}
+	return list
 }
 
 // HasKubernetes says whether Kubernetes objects come from anywhere.

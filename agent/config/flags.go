@@ -78,6 +78,9 @@ func NewFlags(fs *pflag.FlagSet) *Flags {
 		g.Var(onOff{&c.Outside}, "outside", "serve clients outside this node too, at NodePort, load-balancer and external IPs, by programs on its network devices")
 		g.StringVar(&c.Devices, "devices", c.Devices, "network `devices` by which clients outside may come: auto (all but loopback and those of pods), or "+
 			"names and patterns like eth0,bond*")
+		g.Var(ports{&c.NATPorts}, "nat-ports", "source ports of such clients' connections towards backends that don't see the client (policy Cluster); "+
+			"below node ports and the host's own ephemeral ports, so that no connection of the host's can have the same")
+		g.Var(duration{&c.NATEstablished}, "nat-established", "how long a TCP connection of a client outside may be silent before it is forgotten")
 		g.StringVar(&c.NodePortAddresses, "nodeport-addresses", c.NodePortAddresses, "where node ports are served: primary (the Node object's "+
 			"first `address` of each family), all, or ranges like 192.168.0.0/16,fd00::/8; loopback, as one more word, serves them to the host there too")
 		oneOf(g, &c.ExternalIPs, "external-ips", "which of Services' externalIPs are honoured: all, those that this node itself has, or none; "+

@@ -83,6 +83,28 @@ func (n size) Set(s string) error {
 	return nil
 }
 
+// ports is a range of ports, first-last.
+type ports struct{ to *[2]uint16 }
+
+func (p ports) Type() string   { return "first-last" }
+func (p ports) String() string { return fmt.Sprintf("%d-%d", p.to[0], p.to[1]) }
+func (p ports) Set(s string) error {
+	var v [2]uint16
+	words := strings.Split(s, "-")
+	if len(words) != len(v) {
+		return errors.New("expected a range of ports like 10000-29999")
+	}
+	for i, w := range words {
+		n, err := strconv.ParseUint(w, 10, 16)
+		if err != nil {
+			return errors.New("expected a range of ports like 10000-29999")
+		}
+		v[i] = uint16(n)
+	}
+	*p.to = v
+	return nil
+}
+
 type duration struct{ to *time.Duration }
 
 func (d duration) Type() string   { return "duration" }

@@ -109,22 +109,3 @@ func drainPairs(cfg Config, pin string) error {
 	}
 	return nil
 }
-
-// countEntries walks a map's keys.
-func countEntries(m *ebpf.Map) int {
-	n := 0
-	var next []byte
-	key := make([]byte, m.KeySize())
-	var prev any
-	for {
-		if err := m.NextKey(prev, &key); err != nil {
-			return n
-		}
-		n++
-		if next == nil {
-			next = make([]byte, len(key))
-		}
-		copy(next, key)
-		prev = next
-	}
-}

@@ -11,6 +11,11 @@ import (
 // OutboundPort is where the proxy listens on the loopback of each enrolled pod.
 const OutboundPort uint16 = 15001
 
+// Defaults of NATPorts and NATEstablished.
+var DefaultNATPorts = [2]uint16{10000, 29999}
+
+const DefaultNATEstablished = 2 * time.Hour
+
 // Config is what Open, Cleanup and the programs need to know. Zero values mean the defaults named.
 type Config struct {
 	// CgroupRoot is the cgroup v2 directory below which sockets are ours. Default: FindCgroupRoot.
@@ -165,16 +170,16 @@ func (c Config) withDefaults() (Config, error) {
 		c.HostNetns = cookie
 	}
 	if c.NATPorts == [2]uint16{} {
-		c.NATPorts = [2]uint16{10000, 29999}
+		c.NATPorts = DefaultNATPorts
 	}
 	if c.NATPorts[0] == 0 || c.NATPorts[0] > c.NATPorts[1] {
 		return c, fmt.Errorf("ports %d to %d for outside clients' connections: expected a range from 1 to 65535", c.NATPorts[0], c.NATPorts[1])
 	}
-	if err := checkDevices(c.Devices); err != nil {
+	if err := CheckDevices(c.Devices); err != nil {
 		return c, err
 	}
 	if c.NATEstablished == 0 {
-		c.NATEstablished = 2 * time.Hour
+		c.NATEstablished = DefaultNATEstablished
 	}
 	if len(c.Sources) == 0 {
 		c.Sources = []string{SourceServices, SourceClaims, SourcePods}

@@ -46,6 +46,7 @@ type Datapath struct {
 	nodeNetns *os.File               // the node's own network namespace
 	outside   *outside               // nil: clients outside aren't served
 	nat       *collector
+	counts    counts // of the maps that programs fill
 
 	endedTCP, endedUDP atomic.Uint64
 

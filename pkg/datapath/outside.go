@@ -265,11 +265,25 @@ func (c *Config) servesDevice(name string) bool {
 	})
 }
 
-// checkDevices refuses patterns that can't match.
-func checkDevices(globs []string) error {
+// maxDeviceName is how long the kernel lets a device's name be.
+const maxDeviceName = unix.IFNAMSIZ - 1
+
+// CheckDevices refuses names and patterns of network devices that no device can have or match; the error names the flag.
+func CheckDevices(globs []string) error {
 	for _, g := range globs {
-		if _, err := path.Match(g, ""); err != nil || g == "" || strings.Contains(g, "/") {
+		_, err := path.Match(g, "")
+		switch {
+		case g == "":
+			return errors.New("--devices: an empty name matches no device: name devices, or patterns like eth*, or leave the flag out (auto)")
+		case err != nil || strings.ContainsAny(g, "/ \t\n"):
 			return fmt.Errorf("--devices: %q: expected names of network devices, or patterns like eth*", g)
+		case g == "auto" && len(globs) > 1:
+			return errors.New("--devices: auto can't stand beside names: it takes all devices but loopback and those of pods")
+		case g == "lo":
+			return errors.New("--devices: clients outside don't come by loopback (lo): take it out; the host's own processes are served there by " +
+				"--nodeport-addresses primary,loopback")
+		case len(g) > maxDeviceName && !strings.ContainsAny(g, `*?[\`):
+			return fmt.Errorf("--devices: %q: no device has a name of more than %d bytes", g, maxDeviceName)
 		}
 	}
 	return nil

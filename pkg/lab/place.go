@@ -55,6 +55,17 @@ func (p *Place) Dial(ctx context.Context, network, addr string) (net.Conn, error
 	return c, err
 }
 
+// InNetns runs fn on a thread that is inside the network namespace at path, such as /proc/PID/ns/net: for clients that are no
+// part of the lab.
+func InNetns(path string, fn func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return inNetns(ns, fn)
+}
+
 // createNetns makes a network namespace that lives as long as it is mounted at path.
 func createNetns(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
