@@ -39,11 +39,11 @@ static __always_inline __u64 sm_find_deciding(struct sm_tuple *key)
 	return at;
 }
 
-/* Has the socket sent nothing by TCP? Then what was redirected is all. data_segs_out knows also of what was sent before
- * the socket was enrolled (TCP fast open). */
-static __always_inline bool sm_only_redirected(struct sm_sock *st, struct tcp_sock *tp)
+/* Is it known how much the socket has sent, and can its bytes be redirected (again)? It has gone over to TCP for no
+ * other reason than that the proxy was slow. */
+static __always_inline bool sm_is_countable(struct sm_sock *st)
 {
-	return st->latch != SM_PASS && !st->passed_bytes && !tp->data_segs_out;
+	return st->tcp_counted && (st->latch != SM_PASS || st->reason == SM_WHY_SLOW_READER);
 }
 
 static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_dir *dir, struct sm_tuple *far, __u64 token,
@@ -56,7 +56,7 @@ static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_d
 		return SM_ASIDE_NEAR_PLAIN;
 	if (st->aside != SM_ASIDE_NONE)
 		return SM_ASIDE_TAKEN;
-	if (!sm_only_redirected(st, tp)) {
+	if (!sm_is_countable(st)) {
 		st->aside_reason = SM_ASIDE_BY_TCP;
 		return SM_ASIDE_BY_TCP;
 	}
@@ -66,8 +66,6 @@ static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_d
 	}
 	st->route = *far;
 	st->aside_slot = slot;
-	st->aside_tcp_seq = tp->write_seq;
-	st->aside_tcp_bytes = 0;
 	st->aside_token = token;
 	st->aside_reason = SM_ASIDE_OK;
 	/* Atomic, so that whoever sees it sees the rest. */

@@ -113,6 +113,46 @@ static __always_inline void sm_count_aside(__u32 slot)
 	SM_COUNT(aside_directions);
 }
 
+/* A sender that never pauses is always ahead of the proxy, which has twice its work: there is no moment in which nothing
+ * is under way. So a message waits for the proxy: for as long as the proxy needs to make good its bytes and some more,
+ * but a direction's messages together for no more than SM_WAIT_ALL and, in the long run, 1/SM_WAIT_SHARE of the
+ * time. dir->rested is when a direction that has waited for so long would have begun to rest from it. */
+#define SM_WAIT_BYTE 2                   /* ns; the proxy moves more than 500 MB/s */
+#define SM_WAIT_MESSAGE (20 * 1000ull)   /* ns */
+#define SM_WAIT_ALL (4 * 1000 * 1000ull) /* ns */
+#define SM_WAIT_SHARE 8
+#define SM_WAIT_LOOKS 1024
+
+static __always_inline bool sm_caught_up(struct sm_aside_dir *dir, __u64 sent, __u32 size)
+{
+	__u64 began, now, limit = SM_WAIT_MESSAGE + SM_WAIT_BYTE * (__u64)size;
+	struct sm_config *cfg;
+	int i;
+
+	/* An atomic read: what it says must be true of everything that is read after it. */
+	if (__sync_fetch_and_add(&dir->forwarded, 0) == sent)
+		return true;
+	cfg = sm_configuration();
+	if (!cfg || !(cfg->flags & SM_PATIENT))
+		return false;
+	now = began = bpf_ktime_get_ns();
+	if (dir->rested + SM_WAIT_SHARE * SM_WAIT_ALL < began)
+		dir->rested = began - SM_WAIT_SHARE * SM_WAIT_ALL;
+	if (dir->rested > began)
+		return false;
+	for (i = 0; i < SM_WAIT_LOOKS && now - began < limit; i++) {
+		if (*(volatile __u64 *)&dir->forwarded == sent)
+			break;
+		/* Four times, so that so many looks take long enough. */
+		bpf_ktime_get_ns();
+		bpf_ktime_get_ns();
+		bpf_ktime_get_ns();
+		now = bpf_ktime_get_ns();
+	}
+	dir->rested += SM_WAIT_SHARE * (now - began);
+	return __sync_fetch_and_add(&dir->forwarded, 0) == sent;
+}
+
 /* Armed: tries to begin with this message. True: it goes straight to the far socket; false: it goes where it would have
  * gone, except that a direction that had been slow may be redirected again (latch). */
 static __always_inline bool sm_aside_begin(struct sk_msg_md *msg, struct bpf_sock *sk, struct sm_sock *st,
@@ -120,11 +160,8 @@ static __always_inline bool sm_aside_begin(struct sk_msg_md *msg, struct bpf_soc
 {
 	struct sm_tuple far;
 	struct sock *to;
-	__u64 forwarded;
 
-	/* An atomic read: what it says must be true of everything that is read after it. */
-	forwarded = __sync_fetch_and_add(&dir->forwarded, 0);
-	if (sm_sent_to_proxy(sk, st) != forwarded)
+	if (!sm_caught_up(dir, sm_sent_to_proxy(sk, st), msg->size))
 		return false;
 	if (!sm_redirect(msg, peer))
 		return false;
@@ -205,6 +242,9 @@ static __always_inline bool sm_step_past(struct sk_msg_md *msg, struct bpf_sock 
 	if (sm_overfull(msg, st, size, true)) {
 		st->aside = SM_ASIDE_ARMED;
 		st->aside_reason = SM_ASIDE_SLOW_READER;
+		/* By TCP, which stops the sender while the proxy waits for the receiver. */
+		st->latch = SM_PASS;
+		st->reason = SM_WHY_SLOW_READER;
 		sm_forget_backlog(st);
 		SM_COUNT(aside_returned);
 	}

@@ -36,6 +36,7 @@
 #define SM_CLAIMS_CATCHALL (1u << 6) /* some claim takes what is left */
 #define SM_OUTSIDE (1u << 7)         /* sm_outside isn't empty */
 #define SM_LOOPBACK_PORTS (1u << 8)  /* some frontend is a loopback address, for the host's own network namespace */
+#define SM_PATIENT (1u << 10)        /* there are more processors than one: who waits for another does not keep it from running */
 #define SM_FOREIGN (1u << 9)         /* whatever listens on the proxy's port in a pod is its proxy */
 
 /* struct sm_target.mode */
@@ -302,11 +303,12 @@ struct sm_sock {
 	struct sm_tuple route; /* the socket's own key in sm_pairs; the far socket's from SM_ASIDE_ARMED on */
 	__u64 aside_bytes;     /* of redirected_bytes, those that skipped the proxy */
 	__u64 aside_token;
-	__u64 aside_far;       /* the far socket in the kernel */
-	__u64 aside_tcp_bytes; /* sent by TCP since the hand-over */
+	__u64 aside_far;       /* the far socket in the kernel; before the hand-over, the other end's, once known */
+	__u64 aside_tcp_bytes; /* sent by TCP */
 	__u32 aside_tcp_seq;   /* up to where those are counted */
 	__u8 aside_reason;     /* enum sm_aside_why */
-	__u8 pad[3];
+	__u8 tcp_counted;      /* what it sends by TCP is known from its first byte on */
+	__u8 pad[2];
 };
 
 /* One direction of a connection that the proxy hands over, shared between the kernel and the proxy's memory. A cache
@@ -318,7 +320,8 @@ struct sm_aside_dir {
 	__u64 carried;   /* bytes that have skipped the proxy. Written by sm_msg, as is the next: */
 	__u64 last;      /* when the last one did: CLOCK_MONOTONIC_COARSE */
 	__u64 seen;      /* in the first of the two: has either begun? */
-	__u64 pad[2];
+	__u64 rested;    /* how long the sender may wait for the proxy, as a time on the clock: see sm_caught_up */
+	__u64 pad;
 };
 
 /* What the proxy asks of sm_step_aside. The first bytes are taken for an Ethernet header. */

@@ -46,10 +46,21 @@ static __always_inline bool sm_peer_splices(struct sm_tuple *peer)
 	return spliced && !sm_unread((struct sock *)spliced->sk);
 }
 
-/* May this direction, which goes by TCP, come back from that? Only where the proxy tells what it has read. */
-static __always_inline bool sm_may_recover(struct sm_sock *st)
+/* May this direction, which goes by TCP because its reader was slow, come back from that? Only if the reader has read
+ * everything: with nothing that came by TCP unread or under way, nothing can be overtaken. Of a direction that is handed over
+ * the proxy tells that: aside.h. */
+static __always_inline bool sm_may_recover(struct bpf_sock *sk, struct sm_sock *st)
 {
-	return st->reason == SM_WHY_SLOW_READER && st->aside == SM_ASIDE_ARMED;
+	struct sock *reader = (struct sock *)st->aside_far;
+	struct tcp_sock *tp;
+
+	if (st->reason != SM_WHY_SLOW_READER)
+		return false;
+	if (st->aside == SM_ASIDE_ARMED)
+		return true;
+	tp = bpf_skc_to_tcp_sock(sk);
+	return st->aside == SM_ASIDE_NONE && reader && tp && sm_receives(reader) && sm_read_all(reader, (struct sock *)tp) &&
+	       !sm_unread(reader);
 }
 
 SEC("sk_msg")
@@ -65,7 +76,7 @@ int sm_msg(struct sk_msg_md *msg)
 	st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
 	if (!st)
 		return SK_PASS;
-	if (st->latch == SM_PASS && !sm_may_recover(st))
+	if (st->latch == SM_PASS && !sm_may_recover(sk, st))
 		goto pass;
 	/* After its own shutdown(SHUT_WR), or a reset, a socket can't send: TCP has the errno. */
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
@@ -96,19 +107,24 @@ int sm_msg(struct sk_msg_md *msg)
 			goto pass;
 		}
 	}
-	if (st->latch == SM_UNDECIDED) {
-		st->latch = SM_REDIRECT;
+	if (st->latch == SM_UNDECIDED)
 		sm_note_blocking(sk, st);
-	}
+	if (st->latch == SM_PASS)
+		st->reason = SM_WHY_NONE;
+	st->latch = SM_REDIRECT;
 	st->redirected_bytes += size;
 	SM_COUNT_BYTES(redirected_messages, redirected_bytes, size);
 	if (sm_overfull(msg, st, size, st->role != SM_ROLE_CLIENT && st->role != SM_ROLE_SERVER)) {
 		st->latch = SM_PASS; /* from the next message on */
 		st->reason = SM_WHY_SLOW_READER;
+		if (st->aside == SM_ASIDE_NONE)
+			st->aside_far = (__u64)sm_receiver(msg);
+		sm_forget_backlog(st);
 		SM_COUNT(slow_reader);
 	}
 	return SK_PASS;
 pass:
+	sm_sent_to_proxy(sk, st);
 	st->passed_bytes += size;
 	SM_COUNT_BYTES(passed_messages, passed_bytes, size);
 	return SK_PASS;

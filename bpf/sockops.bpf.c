@@ -10,8 +10,9 @@
 #include "pairs.h"
 #include "socket.h"
 
-static __always_inline void sm_enrol(struct bpf_sock_ops *ctx, struct sm_sock *st, struct sm_tuple *self)
+static __always_inline void sm_enrol(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct sm_sock *st, struct sm_tuple *self)
 {
+	struct tcp_sock *tp;
 	long err = bpf_sock_hash_update(ctx, &sm_pairs, self, BPF_NOEXIST);
 
 	if (err) {
@@ -25,6 +26,11 @@ static __always_inline void sm_enrol(struct bpf_sock_ops *ctx, struct sm_sock *s
 	st->state = SM_ENROLLED_STATE;
 	st->reason = SM_WHY_NONE;
 	st->route = *self;
+	/* Not so if data has gone out with the handshake (TCP fast open). */
+	tp = bpf_skc_to_tcp_sock(sk);
+	st->tcp_counted = tp && !tp->data_segs_out;
+	if (tp)
+		st->aside_tcp_seq = tp->write_seq;
 	SM_COUNT(enrolled);
 }
 
@@ -60,7 +66,7 @@ static __always_inline void sm_active(struct bpf_sock_ops *ctx, struct bpf_sock 
 	}
 	SM_TUPLE(ctx, &self);
 	if (st->state == SM_WANTED) {
-		sm_enrol(ctx, st, &self);
+		sm_enrol(ctx, sk, st, &self);
 		if (st->state == SM_ENROLLED_STATE) {
 			note.accelerate = 1;
 			/* see sm_first_ack */
@@ -108,7 +114,7 @@ static __always_inline bool sm_enrol_accepted(struct bpf_sock_ops *ctx, struct b
 		st->reason = SM_WHY_SPLICE;
 		return false;
 	}
-	sm_enrol(ctx, st, self);
+	sm_enrol(ctx, sk, st, self);
 	return st->state == SM_ENROLLED_STATE;
 }
 

@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -71,6 +72,7 @@ const (
 	flagOutside        = 1 << 7
 	flagLoopbackPorts  = 1 << 8
 	flagForeign        = 1 << 9
+	flagPatient        = 1 << 10
 	flagClaims         = flagClaimsExact | flagClaimsPort | flagClaimsCatchAll
 	// flagTables say what the maps hold, so that programs need not look into empty ones.
 	flagTables = flagClaims | flagOutside | flagLoopbackPorts
@@ -157,7 +159,7 @@ func (d *Datapath) takeCharge() error {
 	want := d.rec.tableFlags()
 	for bit, on := range map[uint32]bool{
 		flagServices: d.cfg.Services, flagFailClosed: d.cfg.FailClosed, flagAcceleratePods: d.cfg.AcceleratePods,
-		flagForeign: d.cfg.ForeignProxy,
+		flagForeign: d.cfg.ForeignProxy, flagPatient: runtime.NumCPU() > 1,
 	} {
 		if on {
 			want |= bit

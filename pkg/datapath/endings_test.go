@@ -220,4 +220,74 @@ func TestReaderThatNeverReadsStopsItsSender(t *testing.T) {
 	}
 }
 
+// A reader that was slow and has caught up gets its bytes from socket to socket again, again and again, and every byte
+// in its place.
+func TestAReaderThatHasCaughtUpIsForgiven(t *testing.T) {
+	m := newMeshed(t, func(c *Config) { c.AcceleratePods, c.BacklogLimit = true, 256<<10 })
+	m.d.Reconciler().SetClaims(nil)
+	flush(t, m.d)
+	upTo, done := make(chan int), make(chan error)
+	m.server.serve(8080, func(c *net.TCPConn) {
+		defer c.Close()
+		got, b := 0, make([]byte, 1<<16)
+		for want := range upTo {
+			var err error
+			for got < want && err == nil {
+				var n int
+				n, err = c.Read(b[:min(len(b), want-got)])
+				for i := range n {
+					if b[i] != pattern(got+i) {
+						err = fmt.Errorf("byte %d is another", got+i)
+					}
+				}
+				got += n
+			}
+			done <- err
+		}
+	})
+	defer close(upTo)
+	c, err := m.client.dial(ap(m.server.v4, 8080))
+	must(t, err)
+	defer c.Close()
+	sent, chunk := 0, make([]byte, 1<<14)
+	write := func(patience time.Duration) error {
+		for i := range chunk {
+			chunk[i] = pattern(sent + i)
+		}
+		c.SetWriteDeadline(time.Now().Add(patience))
+		n, err := c.Write(chunk)
+		sent += n
+		return err
+	}
+	for round := range 5 {
+		for err = nil; err == nil; {
+			if err = write(time.Second); sent > 200<<20 {
+				t.Fatal("nothing stops the sender")
+			}
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		// After a write that was cut short the kernel does not ask the program about the next one (tcp_bpf_send_verdict keeps
+		// psock->eval), so the one after that is looked at.
+		for range 2 {
+			upTo <- sent
+			must(t, <-done)
+			must(t, write(30*time.Second))
+		}
+		upTo <- sent
+		must(t, <-done)
+		before, err := m.d.Counters()
+		must(t, err)
+		must(t, write(30*time.Second))
+		after, err := m.d.Counters()
+		must(t, err)
+		if got := after.RedirectedBytes - before.RedirectedBytes; got != uint64(len(chunk)) || after.SlowReader != uint64(round+1) {
+			t.Errorf("round %d: %d of %d bytes went from socket to socket, and %d slow readers were counted", round, got, len(chunk), after.SlowReader)
+		}
+	}
+	upTo <- sent
+	must(t, <-done)
+}
+
 func pattern(i int) byte { return byte(uint64(i) * 2654435761 >> 13) }

@@ -43,7 +43,8 @@ type sockmeshSmAsideDir struct {
 	Carried   uint64
 	Last      uint64
 	Seen      uint64
-	Pad       [2]uint64
+	Rested    uint64
+	Pad       uint64
 }
 
 type sockmeshSmAsideRequest struct {
@@ -337,7 +338,8 @@ type sockmeshSmSock struct {
 	AsideTcpBytes   uint64
 	AsideTcpSeq     uint32
 	AsideReason     uint8
-	Pad             [3]uint8
+	TcpCounted      uint8
+	Pad             [2]uint8
 }
 
 type sockmeshSmSocketRow struct {
@@ -377,7 +379,8 @@ type sockmeshSmSocketRow struct {
 		AsideTcpBytes uint64
 		AsideTcpSeq   uint32
 		AsideReason   uint8
-		Pad           [3]uint8
+		TcpCounted    uint8
+		Pad           [2]uint8
 	}
 	Local      [16]uint8
 	Remote     [16]uint8

@@ -125,8 +125,9 @@ type Status struct {
 		Mode, Reason    string
 		Active          bool
 		Pairs           int
-		RedirectedBytes uint64 `json:"redirected_bytes"`
-		PassedBytes     uint64 `json:"passed_bytes"`
+		RedirectedBytes uint64                           `json:"redirected_bytes"`
+		PassedBytes     uint64                           `json:"passed_bytes"`
+		StepAside       struct{ Bytes, Returned uint64 } `json:"step_aside"`
 	}
 	Datapath struct {
 		Programs []struct {
@@ -154,7 +155,10 @@ type Status struct {
 		Rejected  []struct{ Type, Name, Error string }
 	}
 	Pods        struct{ Local, Enrolled int }
-	Connections struct{ Proxied, Offloaded, Service, Passed, Refused uint64 }
+	Connections struct {
+		Proxied, Offloaded, Service, Passed, Refused uint64
+		SteppedAside                                 uint64 `json:"stepped_aside"`
+	}
 	// Proxy.Generation counts the configurations that were put in force.
 	Proxy struct{ Generation uint64 }
 }

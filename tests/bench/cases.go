@@ -122,6 +122,14 @@ type setup struct {
 type kernelCounts struct {
 	taken              uint64 // connections that the hooks sent to the proxy, or chose an endpoint for
 	redirected, passed uint64 // bytes from socket to socket, and by TCP
+	aside, asideBytes  uint64 // connections that skipped the proxy, and the bytes that did, which are among the redirected ones
+}
+
+// asideShares are the part of the proxy's connections that skipped it, and of the bytes. A byte that does is sent once, one
+// that goes through the proxy twice.
+func (k kernelCounts) asideShares() (connections, bytes float64) {
+	through := (k.redirected + k.passed - k.asideBytes) / 2
+	return float64(k.aside) / float64(max(1, k.taken)), float64(k.asideBytes) / float64(max(1, k.asideBytes+through))
 }
 
 // share is the part of the bytes that went from socket to socket.

@@ -19,6 +19,8 @@ type sample struct {
 	cpuPerRequest    float64 // microseconds of user and system time of the proxy
 	rss              int64
 	redirected       float64 // share of the bytes that went from socket to socket, 0 to 1
+	aside            float64 // share of the connections that skipped the proxy
+	asideBytes       float64 // share of the bytes that did
 	requests, errors int64
 	calls            map[string]float64 // system calls of the proxy per request, by name
 	allocations      float64            // objects allocated per request, of proxies that tell
@@ -76,6 +78,7 @@ func (w *world) measure(ctx context.Context, s scenario, c testCase) (result sam
 			return sample{}, err
 		}
 		result.redirected = counts.share()
+		result.aside, result.asideBytes = counts.asideShares()
 	}
 	if result.rss == 0 {
 		result.rss, err = rss(set)

@@ -90,7 +90,7 @@ func (w *world) attachHooks(ctx context.Context, accelerate bool, claim mesh.Cla
 	}
 	set.kernel = func(context.Context) (kernelCounts, error) {
 		c, err := dp.Counters()
-		return kernelCounts{c.Proxied + c.Offloaded, c.RedirectedBytes, c.PassedBytes}, err
+		return kernelCounts{taken: c.Proxied + c.Offloaded, redirected: c.RedirectedBytes, passed: c.PassedBytes}, err
 	}
 	rec := dp.Reconciler()
 	go func() { _ = rec.Run(running) }()
@@ -152,7 +152,8 @@ func (w *world) sockmesh(acceleration string, flags ...string) setUp {
 		})
 		kernel := func(ctx context.Context) (kernelCounts, error) {
 			s, err := w.lab.Status(ctx)
-			return kernelCounts{s.Connections.Proxied, s.Acceleration.RedirectedBytes, s.Acceleration.PassedBytes}, err
+			a := s.Acceleration
+			return kernelCounts{s.Connections.Proxied, a.RedirectedBytes, a.PassedBytes, s.Connections.SteppedAside, a.StepAside.Bytes}, err
 		}
 		mallocs := func(ctx context.Context) (float64, error) {
 			text, err := w.lab.Metrics(ctx, "/metrics")

@@ -65,7 +65,10 @@ type result struct {
 	CPUMedian   float64 `json:"cpu_us_per_request"`
 	RSS         int64   `json:"rss_bytes"`
 	Redirected  float64 `json:"redirected_share"`
-	Errors      int64   `json:"errors"`
+	// Aside and AsideBytes are the shares of the connections and of the bytes that skipped the proxy.
+	Aside      float64 `json:"stepped_aside_share,omitempty"`
+	AsideBytes float64 `json:"stepped_aside_bytes_share,omitempty"`
+	Errors     int64   `json:"errors"`
 	// Calls are the proxy's system calls per request by name, and CallsMedian their sum.
 	Calls       map[string]float64 `json:"syscalls_by_name,omitempty"`
 	CallsMedian float64            `json:"syscalls_per_request"`
@@ -99,6 +102,8 @@ func (w *row) result(o options) result {
 	r.P999 = of(func(s sample) float64 { return s.p999 }).Median
 	r.RSS = int64(of(func(s sample) float64 { return float64(s.rss) }).Median)
 	r.Redirected = of(func(s sample) float64 { return s.redirected }).Median
+	r.Aside = of(func(s sample) float64 { return s.aside }).Median
+	r.AsideBytes = of(func(s sample) float64 { return s.asideBytes }).Median
 	r.P99Spread = of(func(s sample) float64 { return s.p99 })
 	r.Changes = of(func(s sample) float64 { return s.changes }).Median
 	r.PerConnection = of(func(s sample) float64 { return s.perConnection })
@@ -186,6 +191,20 @@ var loadColumns = []column{
 	}},
 }
 
+// tcpColumns are those of TCP, where connections skip the proxy.
+var tcpColumns = append(slices.Clone(loadColumns),
+	column{"stepped aside", ofAsides(func(x result) float64 { return x.Aside })},
+	column{"of the bytes", ofAsides(func(x result) float64 { return x.AsideBytes })})
+
+func ofAsides(share func(result) float64) func(result, *result) string {
+	return func(x result, _ *result) string {
+		if !strings.HasPrefix(x.Proxy, "sockmesh") || x.Path != "sockmap" {
+			return "-"
+		}
+		return fmt.Sprintf("%.0f %%", 100*share(x))
+	}
+}
+
 // ofProxies is a cell that says nothing where there is no proxy.
 func ofProxies(cell func(result) string) func(result, *result) string {
 	return func(x result, _ *result) string {
@@ -198,10 +217,13 @@ func ofProxies(cell func(result) string) func(result, *result) string {
 
 // columns of the scenario's table.
 func (s scenario) table() []column {
-	if s.columns == nil {
-		return loadColumns
+	switch {
+	case s.columns != nil:
+		return s.columns
+	case s.tcp:
+		return tcpColumns
 	}
-	return s.columns
+	return loadColumns
 }
 
 // print writes a table per scenario; ratios are against no proxy at all in the same run.
