@@ -178,17 +178,34 @@ func TestTheProxysPortIsOfNoUseToWhoeverDialsIt(t *testing.T) {
 	w.eventually("both pods are served", func() error { return errors.Join(w.proxied(w.client), w.proxied(other)) })
 	refused := func() float64 { return w.metric(`sockmesh_proxy_refused_connections_total{reason="no_original_dst"}`) }
 	before := refused()
-	for _, host := range []string{"127.0.0.1", "[::1]"} {
+	// Root of the pod, with every capability over its namespace: plainly, by a mapped address, and by a packet filter that
+	// sends connections for elsewhere to the port.
+	direct := []string{"127.0.0.1:15001", "[::1]:15001", "[::ffff:127.0.0.1]:15001"}
+	for _, host := range direct {
 		// 7: reset before curl has looked, 52: an empty answer, 56: reset while reading.
-		w.unreachable(w.client, "http://"+host+":15001/", 7, 52, 56)
+		w.unreachable(w.client, "http://"+host+"/", 7, 52, 56)
 	}
-	if n := refused() - before; n != 2 {
-		t.Errorf("%v refusals were counted, want 2", n)
+	if n := refused() - before; n != float64(len(direct)) {
+		t.Errorf("%v refusals were counted, want %d", n, len(direct))
 	}
-	for _, a := range w.client.Addrs {
+	rules := filepath.Join(w.Dir, "redirect.nft")
+	w.must(os.WriteFile(rules, []byte("table inet t { chain o { type nat hook output priority -100; tcp dport 7777 redirect to :15001; }; }"), 0o644))
+	_, err := w.client.Run(w.ctx, "nft", "-f", rules)
+	w.must(err)
+	before = refused()
+	for _, a := range w.v1.Addrs {
+		w.unreachable(w.client, "http://"+netip.AddrPortFrom(a, 7777).String()+"/", 7, 52, 56)
+	}
+	if n := refused() - before; n != float64(len(w.v1.Addrs)) {
+		t.Errorf("%v refusals of redirected connections were counted, want %d", n, len(w.v1.Addrs))
+	}
+	_, err = w.client.Run(w.ctx, "nft", "flush", "ruleset")
+	w.must(err)
+	for _, a := range append(w.client.Addrs, netip.AddrFrom16(w.client.Addr4().As16())) {
 		w.unreachable(other, "http://"+netip.AddrPortFrom(a, 15001).String()+"/", 7)
 		w.unreachable(other, "http://"+netip.AddrPortFrom(a, 15006).String()+"/", 7)
 	}
+	w.eventually("both pods are served still", func() error { return errors.Join(w.proxied(w.client), w.proxied(other)) })
 }
 
 // metric reads one sample; 0 if there is none.

@@ -13,6 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	squatIfAsked()
+	hostileIfAsked()
 	withoutUringIfAsked()
 	mainIfDNS()
 	labtest.Main(m, "../..")
