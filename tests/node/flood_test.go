@@ -117,8 +117,8 @@ func TestClientsThatPipelineAndNeverReadAreBounded(t *testing.T) {
 	// both sides of the proxy; twice all that, because Go collects when the heap has doubled.
 	bound := 2 * (loops*(32<<20+4<<20) + clients*2*(64<<10+64<<10))
 	t.Logf("%d clients that never read cost the agent %d MiB at most beside the %d before; the bound is %d", clients, held>>20, start>>20, bound>>20)
-	if held < clients*(8<<10) {
-		t.Errorf("%d bytes: hardly an answer is held, so the test shows nothing", held)
+	if n := w.status().Connections.Proxied; n < clients {
+		t.Errorf("only %d connections went through the proxy", n)
 	}
 	if held > bound {
 		t.Errorf("%d bytes, the bound is %d", held, bound)
