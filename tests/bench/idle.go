@@ -22,7 +22,8 @@ import (
 // not in it.
 
 // idleConnections is ten thousand, or what the machine has descriptors for: a proxy may need two for a connection.
-var idleConnections = min(10000, int(fileLimitNow())/2-512)
+// Half of that again, since the agent lets one pod have no more than half of what the limit allows for all.
+var idleConnections = min(10000, int(fileLimitNow())/4-512)
 
 var idleScenarios = []scenario{{
 	name: "idle", what: fmt.Sprintf("%d idle HTTP/1.1 connections", idleConnections), path: "/small",
