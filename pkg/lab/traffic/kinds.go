@@ -111,32 +111,39 @@ func (c *conversation) head(method, path string, more ...string) string {
 	return b.String()
 }
 
+// reply is what came of a response.
+type reply struct {
+	body []byte
+	who  string // the server, by its own word
+	last bool   // the connection ends with it
+}
+
 // response reads one; a status that is not 200 is an error.
-func (c *conversation) response() (body []byte, resp *http.Response, err error) {
-	resp, err = http.ReadResponse(c.reader, nil)
+func (c *conversation) response() (reply, error) {
+	resp, err := http.ReadResponse(c.reader, nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the answer: %w", err)
+		return reply{}, fmt.Errorf("read the answer: %w", err)
 	}
-	body, err = io.ReadAll(resp.Body)
-	resp.Body.Close()
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the body after %d bytes: %w", len(body), err)
+		return reply{}, fmt.Errorf("read the body after %d bytes: %w", len(body), err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, nil, fmt.Errorf("status %d: %.200s", resp.StatusCode, body)
+		return reply{}, fmt.Errorf("status %d: %.200s", resp.StatusCode, body)
 	}
-	return body, resp, nil
+	return reply{body, resp.Header.Get("X-Who"), resp.Close}, nil
 }
 
 func httpExchange(c *conversation) (answer, error) {
 	if _, err := c.conn.Write([]byte(c.head("GET", c.cfg.Path))); err != nil {
 		return answer{}, fmt.Errorf("send the request: %w", err)
 	}
-	body, resp, err := c.response()
+	got, err := c.response()
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{string(body), 0, resp.Close}, nil
+	return answer{string(got.body), 0, got.last}, nil
 }
 
 func largeExchange(c *conversation) (answer, error) {
@@ -145,14 +152,14 @@ func largeExchange(c *conversation) (answer, error) {
 	if _, err := c.conn.Write(request); err != nil {
 		return answer{}, fmt.Errorf("send the request: %w", err)
 	}
-	got, resp, err := c.response()
+	got, err := c.response()
 	if err == nil {
-		err = same(got, body)
+		err = same(got.body, body)
 	}
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{resp.Header.Get("X-Who"), uint64(len(got)), resp.Close}, nil
+	return answer{got.who, uint64(len(got.body)), got.last}, nil
 }
 
 // pieces of a streaming exchange.
@@ -175,14 +182,14 @@ func streamExchange(c *conversation) (answer, error) {
 	if _, err := io.WriteString(c.conn, "0\r\n\r\n"); err != nil {
 		return answer{}, fmt.Errorf("send the end of the request: %w", err)
 	}
-	got, resp, err := c.response()
+	got, err := c.response()
 	if err == nil {
-		err = same(got, body)
+		err = same(got.body, body)
 	}
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{resp.Header.Get("X-Who"), uint64(len(got)), resp.Close}, nil
+	return answer{got.who, uint64(len(got.body)), got.last}, nil
 }
 
 // wsExchange shakes hands first if that has not happened yet.

@@ -138,7 +138,7 @@ func (u *uring) request(kind int, slot, gen int32) *sqe {
 	for full {
 		// The kernel takes requests as long as it has memory; without any there is nothing better to do than to ask again.
 		u.l.stats.syscalls++
-		u.ring.enter(false, 0)
+		_ = u.ring.enter(false, 0)
 		e, full = u.ring.next()
 	}
 	e.userData = tag(kind, slot, gen)

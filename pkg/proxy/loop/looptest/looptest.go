@@ -5,6 +5,7 @@ package looptest
 import (
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
@@ -19,19 +20,19 @@ func OnEachBackend(m *testing.M) int {
 	for _, IO = range []string{loop.IOEpoll, loop.IORing} {
 		l, err := loop.New(loop.Config{IO: IO})
 		if errors.Is(err, loop.ErrNoRing) {
-			fmt.Println("this backend is not tested, because this kernel doesn't have it:", err)
+			fmt.Fprintln(os.Stdout, "this backend is not tested, because this kernel doesn't have it:", err)
 			continue
 		}
 		if err != nil {
-			fmt.Println("FAIL:", err)
+			fmt.Fprintln(os.Stdout, "FAIL:", err)
 			return 1
 		}
 		l.Stop()
 		if err := l.Run(); err != nil {
-			fmt.Println("FAIL:", err)
+			fmt.Fprintln(os.Stdout, "FAIL:", err)
 			return 1
 		}
-		fmt.Println("backend", IO)
+		fmt.Fprintln(os.Stdout, "backend", IO)
 		code = max(code, m.Run())
 	}
 	return code
