@@ -127,6 +127,16 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
+// KillGroup is Kill of the process and of those that it has started, such as kube-proxy's nft, which may go on for minutes.
+func (p *Process) KillGroup() {
+	select {
+	case <-p.done:
+	default: // not waited for, so the group's number is still its own
+		_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
+	}
+	<-p.done
+}
+
 // Signal sends it a signal.
 func (p *Process) Signal(s unix.Signal) { p.signal(s) }
 

@@ -160,7 +160,7 @@ func (x *servicesRun) grow(ctx context.Context, have, count int) error {
 		stage("%s: %d Services, %s is left out after %s: %v", x.s.name, count, p.name, took.Round(time.Millisecond), err)
 		x.broken[p.name] = fmt.Errorf("not ready for %d Services after %s: %w", count, took.Round(time.Second), err)
 		if x.running[i] != nil { // what it does in vain is not to slow the others down
-			x.running[i].Kill()
+			x.running[i].KillGroup()
 		}
 	}
 	return nil

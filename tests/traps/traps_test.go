@@ -101,18 +101,22 @@ func TestFIONREADOfPlainBytesIsAsTheStatusSays(t *testing.T) {
 		if how := e.pair.Sends(e.sender); redirected && how != "tcp" {
 			e.t.Fatalf("after %d bytes the direction is %q", sent, how)
 		}
-		_, err := selftest.Read(e.receiver, sent)
+		// One byte stays: who has read everything is sent redirected bytes again.
+		_, err := selftest.Read(e.receiver, sent-1)
 		e.must(err)
 		e.send(string(noise(1000)))
 		e.arrive()
-		want := 1000
+		if how := e.pair.Sends(e.sender); redirected && how != "tcp" {
+			e.t.Fatalf("with a byte unread the direction is %q", how)
+		}
+		want := 1001
 		if redirected && !counts {
 			want = 0
 		}
 		if n, err := unix.IoctlGetInt(e.receiver, unix.SIOCINQ); err != nil || n != want {
 			e.t.Errorf("redirected %v: FIONREAD says %d, %v; want %d", redirected, n, err, want)
 		}
-		if got, err := selftest.Read(e.receiver, 1000); err != nil || len(got) != 1000 {
+		if got, err := selftest.Read(e.receiver, 1001); err != nil || len(got) != 1001 {
 			e.t.Errorf("redirected %v: %d bytes, %v", redirected, len(got), err)
 		}
 	})
