@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
+	"github.com/sockmesh/sockmesh/pkg/nodeaddr"
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
@@ -31,7 +32,7 @@ func shrink(t testing.TB, near *ns, nearDev string, far *ns, farDev string, mtu 
 	}
 	far.do(func() {
 		for family, mss := range map[int]int{netlink.FAMILY_V4: 1460, netlink.FAMILY_V6: 1440} {
-			routes, err := netlink.RouteList(nil, family)
+			routes, err := nodeaddr.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 			must(t, err)
 			for _, r := range routes {
 				if r.Gw != nil {
@@ -388,7 +389,7 @@ func (o *outer) attached(t testing.TB, dev string) (in, out int) {
 			*n += len(q.Programs)
 		}
 		for parent, n := range map[uint32]*int{netlink.HANDLE_MIN_INGRESS: &in, netlink.HANDLE_MIN_EGRESS: &out} {
-			filters, err := netlink.FilterList(l, parent)
+			filters, err := filtersOf(l, parent)
 			if err == nil {
 				*n += len(filters)
 			}
@@ -430,7 +431,7 @@ func TestCleanupTakesEverythingOffTheDevicesAndLeavesOthersPrograms(t *testing.T
 				for _, name := range []string{"up0", "br0"} {
 					l, err := netlink.LinkByName(name)
 					must(t, err)
-					qdiscs, err := netlink.QdiscList(l)
+					qdiscs, err := nodeaddr.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
 					must(t, err)
 					for _, q := range qdiscs {
 						if q.Type() == "clsact" {

@@ -18,6 +18,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/sockmesh/sockmesh/pkg/nodeaddr"
 )
 
 // Clients outside this node come by its devices, and answers leave by them: programs at the tc hooks translate (bpf/nat.bpf.c).
@@ -181,12 +183,12 @@ func (o *outside) sync() {
 			l.prog = nil
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := nodeaddr.Whole(netlink.LinkList)
 	if err != nil {
 		o.failed(fmt.Errorf("list the network devices: %w", err))
 		return
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := nodeaddr.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		o.failed(fmt.Errorf("list the network devices' addresses: %w", err))
 		return

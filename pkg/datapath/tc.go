@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sockmesh/sockmesh/pkg/nodeaddr"
 )
 
 // How programs hang on a network device. From kernel 6.6 on by tcx links, pinned, one for each direction, taken over and
@@ -209,9 +211,14 @@ func ourFilters(l netlink.Link) []*netlink.BpfFilter {
 	return []*netlink.BpfFilter{one(netlink.HANDLE_MIN_EGRESS, tcEgressPriority), one(netlink.HANDLE_MIN_INGRESS, tcIngressPriority)}
 }
 
+// filtersOf lists the filters at one hook of the device.
+func filtersOf(l netlink.Link, parent uint32) ([]netlink.Filter, error) {
+	return nodeaddr.Whole(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parent) })
+}
+
 // findFilter finds ours on the device.
 func findFilter(l netlink.Link, f *netlink.BpfFilter) *netlink.BpfFilter {
-	filters, err := netlink.FilterList(l, f.Parent)
+	filters, err := filtersOf(l, f.Parent)
 	if err != nil {
 		return nil
 	}
@@ -232,7 +239,7 @@ func removeFilters(l netlink.Link) error {
 }
 
 func takeFiltersOff(l netlink.Link) error {
-	qdiscs, err := netlink.QdiscList(l)
+	qdiscs, err := nodeaddr.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
 	if err != nil {
 		return fmt.Errorf("list the qdiscs of %s: %w", l.Attrs().Name, err)
 	}
@@ -259,7 +266,7 @@ func takeFiltersOff(l netlink.Link) error {
 		return nil
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
-		if left, err := netlink.FilterList(l, parent); err != nil || len(left) > 0 {
+		if left, err := filtersOf(l, parent); err != nil || len(left) > 0 {
 			return err
 		}
 	}
@@ -279,7 +286,7 @@ func stopOutside(dir layoutDir) error {
 		}
 		errs = append(errs, err)
 	}
-	links, err := netlink.LinkList()
+	links, err := nodeaddr.Whole(netlink.LinkList)
 	errs = append(errs, err)
 	for _, l := range links {
 		errs = append(errs, removeFilters(l))

@@ -133,7 +133,7 @@ const ipvsDevice = "kube-ipvs0"
 
 // List gives the addresses that are in use now: not those that still wait for duplicate address detection or failed it.
 func List() ([]netip.Addr, error) {
-	links, err := netlink.LinkList()
+	links, err := Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the node's devices: %w", err)
 	}
@@ -143,7 +143,7 @@ func List() ([]netip.Addr, error) {
 			foreign = l.Attrs().Index
 		}
 	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
