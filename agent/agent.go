@@ -403,20 +403,6 @@ func (a *Agent) drain(force context.Context) {
 	a.log.Info("every connection has ended", "waited", time.Since(start))
 }
 
-// leaveListener is told of a pod's listener that is about to close. Beside a successor the hooks must go on sending
-// connections to the port, where the successor gets them; without one they must not.
-func (a *Agent) leaveListener(fd int) error {
-	if a.superseded() {
-		return nil
-	}
-	return a.datapath.DisownListener(fd)
-}
-
-// superseded: another agent has been started beside this one and has taken over.
-func (a *Agent) superseded() bool {
-	return a.succeeded.Load() || a.admin != nil && a.admin.Replaced() || a.datapath.Reconciler().Status().Superseded
-}
-
 // close lets go of everything, in reverse. The pins stay.
 func (a *Agent) close() {
 	a.endTurn()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockmesh/sockmesh/pkg/datapath"
+	"github.com/sockmesh/sockmesh/pkg/proxy"
 )
 
 // One agent of a node is in charge of the kernel's part: the one that was started last, as long as it lives.
@@ -100,7 +101,7 @@ func (a *Agent) watchSuccession(ctx context.Context) error {
 		}
 		switch {
 		case !a.succeeded.Load():
-			if a.admin.Replaced() || !a.datapath.InCharge() {
+			if a.superseded() {
 				a.succeeded.Store(true)
 				a.closeHealth()
 				a.log.Warn("another agent has taken over: this one only serves what it has, until SIGTERM or the other one's end", "admin", a.cfg.Admin)
@@ -108,16 +109,34 @@ func (a *Agent) watchSuccession(ctx context.Context) error {
 		case a.draining.Load():
 			// It is on its way out: what is in the kernel keeps working without it.
 		case a.datapath.Orphaned(), a.datapath.InCharge() && a.nameIsFree():
-			a.takeBack()
+			a.takeBack(ctx)
 		}
 	}
+}
+
+// superseded: another agent has been started beside this one and has taken over.
+func (a *Agent) superseded() bool {
+	return a.succeeded.Load() || a.admin != nil && a.admin.Replaced() || !a.datapath.InCharge()
+}
+
+// leaveListener is told of a pod's listener that is about to close. Where another agent lives, the hooks must go on sending
+// connections to the port, and that one gets them: the successor, whose listener came second, or the one that was there
+// before and takes charge again. Without another they must not send any.
+func (a *Agent) leaveListener(fd int) (heir int, err error) {
+	switch {
+	case a.superseded():
+		return 1, nil
+	case a.datapath.Accompanied():
+		return 0, nil
+	}
+	return proxy.NoHeir, a.datapath.DisownListener(fd)
 }
 
 // nameIsFree: the admin socket is this agent's, or that of one that has ended before the kernel's part was its own.
 func (a *Agent) nameIsFree() bool { return !a.admin.Replaced() || a.admin.Abandoned() }
 
 // takeBack puts this agent in charge again. What fails is tried again at the next look.
-func (a *Agent) takeBack() {
+func (a *Agent) takeBack(ctx context.Context) {
 	t, err := tryTurn(a.cfg.StateDir)
 	if err != nil {
 		a.log.Error("look whether another agent is starting", "error", err)
@@ -149,7 +168,7 @@ func (a *Agent) takeBack() {
 			a.nodeHealth.Reopen()
 		}
 	}
-	if err := a.datapath.Reconciler().Flush(context.Background()); err != nil && !errors.Is(err, datapath.ErrSuperseded) {
+	if err := a.datapath.Reconciler().Flush(ctx); err != nil && !errors.Is(err, datapath.ErrSuperseded) {
 		a.log.Warn("the kernel's tables don't follow", "error", err)
 	}
 	a.log.Warn("the agent that had taken over is dead: this one is in charge again")

@@ -12,6 +12,8 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
+// Clients outside that use a backend's own address, from the port of a connection through a frontend: bpf/direct.h.
+
 // from makes a socket use a port that others of its namespace use as well, towards other addresses.
 func (n *ns) from(network string, v4 bool, port uint16) dialOption {
 	return func(d *net.Dialer) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,6 +77,21 @@ func ownerDead(path string) bool {
 	}
 	defer f.Close()
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
+}
+
+// Accompanied tells whether another agent of this node lives, in charge or not.
+func (d *Datapath) Accompanied() bool {
+	if d.cfg.Owners == "" {
+		return false
+	}
+	entries, err := os.ReadDir(d.cfg.Owners)
+	if err != nil {
+		return false
+	}
+	own := filepath.Base(ownerPath("", d.owner))
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return e.Name() != own && !ownerDead(filepath.Join(d.cfg.Owners, e.Name()))
+	})
 }
 
 // sweepOwners removes what dead agents have left, once nobody needs to be told any more.

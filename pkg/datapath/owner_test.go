@@ -22,12 +22,15 @@ func TestPredecessorTakesChargeAgain(t *testing.T) {
 	old.Reconciler().SetService(svc("web", vip4, ap(b.v4, 8080)))
 	synced(t, old)
 	want, flags := resolve(t, old), old.flags
-	if old.Orphaned() || !old.InCharge() {
-		t.Fatal("an agent that is alone is not in charge")
+	if old.Orphaned() || !old.InCharge() || old.Accompanied() {
+		t.Fatal("an agent that is alone is not in charge, or sees another")
 	}
 	next := w.open(withOwners, func(c *Config) { c.Acceleration, c.FailClosed = false, true })
 	next.Reconciler().SetService(svc("other", vip6, ap(b.v6, 8080)))
 	synced(t, next)
+	if !old.Accompanied() || !next.Accompanied() {
+		t.Fatal("two agents that live must know of each other")
+	}
 	if old.Orphaned() || old.InCharge() || !next.InCharge() {
 		t.Fatal("the new agent must be in charge while it lives")
 	}
@@ -41,7 +44,7 @@ func TestPredecessorTakesChargeAgain(t *testing.T) {
 	// What the cluster says meanwhile is remembered.
 	old.Reconciler().SetService(svc("late", ap(vip4.Addr(), 81), ap(b.v4, 8080)))
 	must(t, next.Close())
-	if !old.Orphaned() {
+	if !old.Orphaned() || old.Accompanied() {
 		t.Fatal("the new agent's end goes unnoticed")
 	}
 	must(t, old.Retake())

@@ -70,10 +70,7 @@ func TestBothLegsAreRedirected(t *testing.T) {
 		c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
 		must(t, err)
 		defer c.Close()
-		if got, err := greeting(c); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, c, 100_000)
+		talks(t, c, "b", 100_000)
 		if !m.p.last().accelerated {
 			t.Error("the proxy is told that the connection is not accelerated")
 		}
@@ -132,10 +129,7 @@ func TestWithoutAccelerationEverythingWorksTheSame(t *testing.T) {
 		c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
 		must(t, err)
 		defer c.Close()
-		if got, err := greeting(c); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, c, 100_000)
+		talks(t, c, "b", 100_000)
 	})
 	s := m.d.Status().Acceleration
 	if s.Active || s.Mode != "off" || s.RedirectedBytes != 0 || s.Reason == "" {
@@ -246,10 +240,7 @@ func TestBlockingClientIsNotAccelerated(t *testing.T) {
 		c, err := fam.dialBlocking(m.client, ap(fam.of(m.server), 8080))
 		must(t, err)
 		defer c.Close()
-		if got, err := greeting(c); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, c, 1000)
+		talks(t, c, "b", 1000)
 		s := m.only(t, "client")
 		if s.State != "plain" || !strings.Contains(s.Reason, "blocking when it connected") {
 			t.Errorf("a blocking client is %+v", s)
@@ -322,10 +313,7 @@ func TestBlockingClientOfAPodThatOptedInIsAccelerated(t *testing.T) {
 		c, err := fam.dialBlocking(m.client, ap(fam.of(m.server), 8080))
 		must(t, err)
 		defer c.Close()
-		if got, err := greeting(c); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, c, 1000)
+		talks(t, c, "b", 1000)
 		if got := roles(t, m.d); got["client enrolled redirect"] != 1 || got["server enrolled redirect"] != 1 {
 			t.Errorf("sockets: %v", got)
 		}
@@ -342,10 +330,7 @@ func TestEndpointElsewhereLeavesTheSecondLegPlain(t *testing.T) {
 		c, err := fam.dial(m.client, ap(fam.of(m.server), 8080))
 		must(t, err)
 		defer c.Close()
-		if got, err := greeting(c); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, c, 1000)
+		talks(t, c, "b", 1000)
 		got := roles(t, m.d)
 		if got["client enrolled redirect"] != 1 || got["downstream enrolled redirect"] != 1 || got["upstream plain "] != 1 {
 			t.Errorf("sockets: %v", got)
@@ -447,10 +432,7 @@ func TestPodsWithoutProxyAreRedirectedWhereAsked(t *testing.T) {
 				c, err := fam.dial(m.client, fam.vip)
 				must(t, err)
 				defer c.Close()
-				if got, err := greeting(c); err != nil || got != "b" {
-					t.Fatal(got, err)
-				}
-				echo(t, c, 5000)
+				talks(t, c, "b", 5000)
 				got := roles(t, m.d)
 				if redirected := got["service enrolled redirect"] == 1 && got["pod-server enrolled redirect"] == 1; redirected != on {
 					t.Errorf("sockets: %v", got)
@@ -500,10 +482,7 @@ func TestMPTCPSocketsWorkUnaccelerated(t *testing.T) {
 		c, err := finishConnect(m.client.stream(af, unix.SOCK_NONBLOCK, unix.IPPROTO_MPTCP), sa)
 		must(t, err)
 		defer c.Close()
-		if got, err := greeting(c); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, c, 1000)
+		talks(t, c, "b", 1000)
 		// The application's own TCP socket has no descriptor and isn't listed.
 		if s := m.only(t, "downstream"); s.State != "plain" || !strings.Contains(s.Reason, "the other end could not be enrolled") {
 			t.Errorf("the proxy's socket is %+v", s)
@@ -521,10 +500,7 @@ func TestMPTCPSocketsWorkUnaccelerated(t *testing.T) {
 		plain, err := fam.dial(m.client, ap(fam.of(m.server), 8081))
 		must(t, err)
 		defer plain.Close()
-		if got, err := greeting(plain); err != nil || got != "multi" {
-			t.Fatal(got, err)
-		}
-		echo(t, plain, 1000)
+		talks(t, plain, "multi", 1000)
 		// A client without MPTCP makes an MPTCP listener accept ordinary sockets.
 		if got := roles(t, m.d); got["server enrolled redirect"] != 1 {
 			t.Errorf("sockets: %v", got)

@@ -178,10 +178,7 @@ func TestPodsBehindAnOffloadedListenerAreRedirected(t *testing.T) {
 		conn, err := fam.dial(p.client, fam.vip)
 		must(t, err)
 		defer conn.Close()
-		if got, err := greeting(conn); err != nil || got != "b" {
-			t.Fatal(got, err)
-		}
-		echo(t, conn, 50_000)
+		talks(t, conn, "b", 50_000)
 		if got := roles(t, p.d); got["offload enrolled redirect"] != 1 || got["pod-server enrolled redirect"] != 1 {
 			t.Errorf("sockets: %v", got)
 		}

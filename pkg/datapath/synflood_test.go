@@ -16,6 +16,8 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/service"
 )
 
+// A flood of SYNs with forged addresses at a node port: the table is bounded, and nobody else notices.
+
 // syn is a SYN segment with its IP header, as a forger sends it.
 func syn(from, to netip.AddrPort) []byte {
 	tcp := make([]byte, 20)

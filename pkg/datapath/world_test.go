@@ -419,6 +419,15 @@ func (n *ns) ask(to netip.AddrPort, opts ...dialOption) (string, error) {
 	return greeting(c)
 }
 
+// talks checks who is at the other end, and that n bytes come back.
+func talks(t testing.TB, c net.Conn, who string, n int) {
+	t.Helper()
+	if got, err := greeting(c); err != nil || got != who {
+		t.Fatalf("got %q, %v; want %q", got, err, who)
+	}
+	echo(t, c, n)
+}
+
 // greeting reads the server's first line.
 func greeting(c net.Conn) (string, error) {
 	var line []byte

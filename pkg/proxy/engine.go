@@ -48,6 +48,9 @@ const (
 	leaveTime = 200 * time.Millisecond
 )
 
+// NoHeir is what Config.Leave returns where nobody else listens.
+const NoHeir = -1
+
 // ErrClosed is returned once the engine has been closed.
 var ErrClosed = errors.New("the proxy engine is closed")
 
@@ -77,9 +80,10 @@ type Config struct {
 	// Own tells the datapath that a socket is the proxy's, before it connects: such sockets are exempt from listener claims.
 	// Called on the loops, must not block. nil: nobody needs to know.
 	Own func(fd int) error
-	// Leave tells the datapath that a pod's listener is about to close: no new connection is to be sent there. Called on the
-	// loops, must not block. nil: nobody sends any.
-	Leave func(fd int) error
+	// Leave tells the datapath that a pod's listener is about to close. If another agent listens on its port, too, it returns
+	// the place of that one's listener among the two, 0 or 1; else no new connection may be sent there from now on, and it
+	// returns NoHeir. Called on the loops, must not block. nil: nobody sends any.
+	Leave func(fd int) (heir int, err error)
 	// OriginalDst looks up where an accepted connection wanted to go. Called on the loops, must not block.
 	OriginalDst func(fd int) (Origin, error)
 	// StepAside lets the bytes of a connection skip the proxy, where that has nothing more to look at; nil: never.

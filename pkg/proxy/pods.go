@@ -123,12 +123,12 @@ func (e *Engine) RemovePod(key uint64) {
 func (e *Engine) leave(p *podState) {
 	for _, pl := range p.listeners {
 		pl.w.loop.Post(func() {
-			if pl.ln == nil {
+			if pl.ln == nil || e.cfg.Leave == nil {
 				return
 			}
-			err := pl.ln.PassOn()
-			if err == nil && e.cfg.Leave != nil {
-				err = e.cfg.Leave(pl.ln.FD())
+			heir, err := e.cfg.Leave(pl.ln.FD())
+			if err == nil && heir != NoHeir {
+				err = pl.ln.PassOn(heir)
 			}
 			if err != nil {
 				e.log.Warn("new connections may meet a listener that closes", "pod", p.source.Workload.Pod, "error", err)

@@ -56,21 +56,21 @@ func (l *Loop) Listen(fd int, accept func(fd int, peer netip.AddrPort)) (*Listen
 // FD is the listening socket; it stays the Listener's.
 func (ln *Listener) FD() int { return int(ln.fd) }
 
-// PassOn gives new connections to the listener that joined the SO_REUSEPORT group second: at an upgrade, that of the
-// successor, which may go on accepting while this one closes. In a group of one nothing changes. A connection that comes
-// between the last accept and close would be reset.
-func (ln *Listener) PassOn() error {
+// PassOn gives new connections to another listener of the SO_REUSEPORT group, by its place in the order of joining: at an
+// upgrade 1 is the successor's, and 0 that of the agent that was there before. It may go on accepting while this one closes;
+// a connection that comes between the last accept and close would be reset. In a group of one nothing changes.
+func (ln *Listener) PassOn(to int) error {
 	if ln.closed {
 		return nil
 	}
-	// The program's value is an index into the group, in the order of joining; where there is no such listener the kernel
-	// draws one, as it does without a program (net/core/sock_reuseport.c). It stays with the group, without effect once
-	// this listener has left.
-	second := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}}
+	// The program's value is an index into the group; where there is no such listener the kernel draws one, as it does without
+	// a program (net/core/sock_reuseport.c). It stays with the group until another is attached: without effect while there is one
+	// listener, and with two it says which of two agents, that both serve, gets the connections.
+	place := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: uint32(to)}}
 	err := unix.SetsockoptSockFprog(int(ln.fd), unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
-		&unix.SockFprog{Len: uint16(len(second)), Filter: &second[0]})
+		&unix.SockFprog{Len: uint16(len(place)), Filter: &place[0]})
 	if err != nil {
-		return fmt.Errorf("pass connections on to the next listener: SO_ATTACH_REUSEPORT_CBPF: %w", err)
+		return fmt.Errorf("pass connections on to another listener: SO_ATTACH_REUSEPORT_CBPF: %w", err)
 	}
 	return nil
 }

@@ -65,26 +65,30 @@ func TestPassOnGivesConnectionsToTheSecondListener(t *testing.T) {
 			t.Errorf("%s: %v", want, more)
 		}
 	}
-	pass := func(ln *Listener) {
+	pass := func(ln *Listener, to int) {
 		do(t, l, func() {
-			if err := ln.PassOn(); err != nil {
+			if err := ln.PassOn(to); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 
-	pass(old)
+	pass(old, 1)
 	dial(20, "alone, it keeps what comes", func(n [3]int) bool { return n == [3]int{20, 0, 0} })
 	next := listen(group(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(at.Port())}), 1)
 	dial(40, "all go to the second", func(n [3]int) bool { return n == [3]int{0, 40, 0} })
 	do(t, l, func() { old.Drain() })
 	dial(20, "the first has left", func(n [3]int) bool { return n == [3]int{0, 20, 0} })
 	third := listen(group(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(at.Port())}), 2)
-	pass(next)
+	pass(next, 1)
 	dial(40, "the next upgrade", func(n [3]int) bool { return n == [3]int{0, 0, 40} })
-	do(t, l, func() { next.Drain(); third.Close() })
+	pass(third, 0)
+	dial(40, "the new one goes, and the one before stays", func(n [3]int) bool { return n == [3]int{0, 40, 0} })
+	do(t, l, func() { third.Drain() })
+	dial(20, "the new one has gone", func(n [3]int) bool { return n == [3]int{0, 20, 0} })
+	do(t, l, func() { next.Close() })
 	do(t, l, func() {
-		if err := next.PassOn(); err != nil {
+		if err := next.PassOn(1); err != nil {
 			t.Errorf("of a closed listener: %v", err)
 		}
 	})
