@@ -41,7 +41,20 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 	if err != nil {
 		return w, err
 	}
+	if err := sysctl(&w.client.Place, endedConnections); err != nil {
+		return w, err
+	}
 	return w, w.startServer(ctx)
+}
+
+// endedConnections lets the connection table of a place forget ended connections as soon as the bench needs their ports again.
+// The default of two minutes fills it, or keeps ports taken, at the rate of a connection per request, and the kernel then
+// drops packets: a row behind iptables would show the table and not the proxy.
+var endedConnections = map[string]string{
+	"net/ipv4/ip_local_port_range":                     "1024 65535",
+	"net/netfilter/nf_conntrack_tcp_timeout_time_wait": "5",
+	"net/netfilter/nf_conntrack_tcp_timeout_close":     "1",
+	"net/netfilter/nf_conntrack_tcp_timeout_last_ack":  "5",
 }
 
 // startServer runs the nginx that answers, small bodies from memory, large ones from files; and the TCP server.

@@ -307,7 +307,7 @@ nftables: {syncPeriod: 24h}
 		if err != nil {
 			return nil, err
 		}
-		return proxy, sysctl(n.lab.Node, map[string]string{"net/netfilter/nf_conntrack_tcp_timeout_time_wait": "5"})
+		return proxy, sysctl(n.lab.Node, endedConnections)
 	}
 }
 
