@@ -6,7 +6,7 @@
 // rounds. A run with errors is no result. A benchmark prints; it never fails a test run.
 //
 // scenarios.go says under what load, cases.go what is compared, proxies.go how each proxy is tuned, paths.go how connections
-// come to it, measure.go, syscalls.go and tcp.go what is measured, report.go how it is shown; latency.go, churn.go, idle.go,
+// come to it, measure.go, syscalls.go and tcp.go what is measured, report.go how it is shown, aims.go what is wanted; latency.go, churn.go, idle.go,
 // clusters.go and loops.go are scenarios that measure something else than closed-loop load.
 package main
 
@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,15 +65,17 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "length of one measurement")
 	flag.DurationVar(&o.warmUp, "warm-up", time.Second, "load before each measurement, under which system calls are counted")
 	flag.StringVar(&o.scenario, "scenario", "all", "comma-separated: "+strings.Join(scenarioNames(), ", ")+"; or all")
-	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: none, sockmesh (on io_uring where there is one), sockmesh-epoll, envoy, haproxy, nginx, floor")
-	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: none, iptables, connect, sockmap")
+	flag.StringVar(&o.proxy, "proxy", "", "only these proxies, comma-separated: "+strings.Join(proxyNames, ", ")+" (sockmesh is on io_uring where there is one)")
+	flag.StringVar(&o.path, "path", "", "only these paths, comma-separated: "+strings.Join(pathNames, ", "))
 	flag.StringVar(&o.out, "out", "build/bench.json", "where the results go as JSON")
 	flag.StringVar(&o.services, "services", "10,1000,10000,30000", "scenario services: how many there are, in ascending steps")
 	flag.DurationVar(&o.sync, "sync", 5*time.Minute, "scenario services: how long a proxy may take to know all of them before it is left out")
 	flag.DurationVar(&o.within, "within", 0, "end after this time with what has been measured; 0: never")
 	flag.Parse()
-	if _, err := o.serviceCounts(); err != nil || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "bench:", errors.Join(err, unknownArguments(flag.Args())))
+	chosen, err := chooseScenarios(o.scenario)
+	_, countErr := o.serviceCounts()
+	if err := errors.Join(err, countErr, o.positive(), known("proxy", o.proxy, proxyNames), known("path", o.path, pathNames), unknownArguments(flag.Args())); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
@@ -82,10 +85,40 @@ func main() {
 		ctx, cancel = context.WithTimeout(ctx, o.within)
 		defer cancel()
 	}
-	if err := run(ctx, o); err != nil {
+	if err := run(ctx, o, chosen); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// What -proxy and -path choose from; the scenario services names its own proxies.
+var (
+	proxyNames = []string{"none", "sockmesh", "sockmesh-epoll", "envoy", "haproxy", "nginx", "floor", "kube-proxy-iptables", "kube-proxy-nftables"}
+	pathNames  = []string{"none", "iptables", "connect", "sockmap"}
+)
+
+// known returns an error if the comma-separated list, which may be empty, has a name that isn't among those.
+func known(flag, list string, names []string) error {
+	for name := range strings.SplitSeq(list, ",") {
+		if list != "" && !slices.Contains(names, name) {
+			return fmt.Errorf("-%s: there is no %q; there are %s", flag, name, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// positive returns an error that names the flags that must be more than nothing and aren't.
+func (o options) positive() error {
+	var errs []error
+	for _, f := range []struct {
+		name string
+		ok   bool
+	}{{"rounds", o.rounds > 0}, {"connections", o.connections > 0}, {"duration", o.duration > 0}, {"warm-up", o.warmUp > 0}, {"sync", o.sync > 0}} {
+		if !f.ok {
+			errs = append(errs, fmt.Errorf("-%s: want more than 0", f.name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func unknownArguments(args []string) error {
@@ -96,17 +129,13 @@ func unknownArguments(args []string) error {
 }
 
 // run measures, and prints what it has when it is stopped or a scenario fails.
-func run(ctx context.Context, o options) (err error) {
+func run(ctx context.Context, o options, scenarios []scenario) (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	o.build = filepath.Dir(filepath.Dir(self))
 	if err := lab.Check("wrk", "curl", "nginx", "haproxy", "iptables", "nft"); err != nil {
-		return err
-	}
-	scenarios, err := chooseScenarios(o.scenario)
-	if err != nil {
 		return err
 	}
 	w, err := newWorld(ctx, o)

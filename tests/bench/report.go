@@ -239,6 +239,7 @@ func (r *report) print(out io.Writer) {
 		r.printScenario(out, rows[:n])
 		rows = rows[n:]
 	}
+	printAims(out, judge(r.results()))
 	for _, w := range r.rows {
 		if x := w.result(r.o); x.Problem != "" {
 			fmt.Fprintf(out, "no result: %s, %s: %s\n", x.Scenario, w.c, x.Problem)
@@ -287,12 +288,19 @@ func (r *report) printScenario(out io.Writer, rows []*row) {
 	}
 }
 
-func (r *report) write(file string) error {
+func (r *report) results() []result {
 	var results []result
 	for _, w := range r.rows {
 		results = append(results, w.result(r.o))
 	}
-	text, err := json.MarshalIndent(map[string]any{"environment": environment(), "began": r.began.UTC(), "results": results}, "", "  ")
+	return results
+}
+
+func (r *report) write(file string) error {
+	results := r.results()
+	text, err := json.MarshalIndent(map[string]any{
+		"environment": environment(), "began": r.began.UTC(), "results": results, "aims": judge(results),
+	}, "", "  ")
 	if err != nil {
 		return err
 	}
