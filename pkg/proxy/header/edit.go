@@ -1,6 +1,10 @@
 package header
 
-import "strings"
+import (
+	"encoding/binary"
+	"strings"
+	"unsafe"
+)
 
 // Add appends a well-known field; a field of the same name stays.
 func (b *Block) Add(id ID, value string) {
@@ -32,7 +36,17 @@ func (b *Block) Set(id ID, value string) {
 		return
 	}
 	v := b.putValue(value)
-	b.replace(v, func(f *field) bool { return f.id == id })
+	first := 0
+	for b.fields[first].id != id {
+		first++
+	}
+	b.fields[first].value = v
+	for i := first + 1; i < len(b.fields); i++ {
+		if b.fields[i].id == id { // seldom: nearly every field is there once
+			b.replace(v, func(f *field) bool { return f.id == id })
+			return
+		}
+	}
 }
 
 // SetBytes is Set for a value in bytes.
@@ -146,6 +160,9 @@ func (b *Block) CopyFrom(o *Block) {
 // become a second header on the wire.
 func (b *Block) putValue(v string) span {
 	s := b.put(v)
+	if harmless(v) {
+		return s
+	}
 	for i, c := range b.arena[s.off : s.off+s.n] {
 		if c == '\r' || c == '\n' || c == 0 {
 			b.arena[int(s.off)+i] = ' '
@@ -153,6 +170,27 @@ func (b *Block) putValue(v string) span {
 	}
 	return s
 }
+
+// harmless is a quick look, eight bytes at a time, that says no too often: a tab is as small as what must not be there.
+func harmless(v string) bool {
+	const least = '\r' + 1
+	i := 0
+	for ; i+8 <= len(v); i += 8 {
+		x := binary.LittleEndian.Uint64(bytesOf(v[i:]))
+		if (x-least*swarOnes)&^x&swarHigh != 0 {
+			return false
+		}
+	}
+	for ; i < len(v); i++ {
+		if v[i] < least {
+			return false
+		}
+	}
+	return true
+}
+
+// bytesOf are v's bytes, not to be written to.
+func bytesOf(v string) []byte { return unsafe.Slice(unsafe.StringData(v), len(v)) }
 
 func (b *Block) setPseudo(name, value string) bool {
 	if len(name) != 4 && (name == "" || name[0] != ':') {

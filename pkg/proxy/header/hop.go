@@ -8,6 +8,9 @@ import "bytes"
 // dropped that way (it would let a client strip what the proxy or the application relies on); the message is then to
 // be refused, as Envoy does. Content-Length stays: it is the encoder that decides about framing.
 func (b *Block) StripHopByHop(keepUpgrade bool) bool {
+	if !b.HasAny(&hopByHop) {
+		return true
+	}
 	if b.Has(Connection) {
 		others, ok := b.nominations()
 		if !ok {
@@ -24,16 +27,17 @@ func (b *Block) StripHopByHop(keepUpgrade bool) bool {
 			b.Add(TE, "trailers")
 		}
 	}
-	b.Remove(Connection)
-	b.Remove(KeepAlive)
-	b.Remove(ProxyConnection)
-	b.Remove(TransferEncoding)
-	b.Remove(HTTP2Settings)
+	b.RemoveAll(&hopFields)
 	if !keepUpgrade {
 		b.Remove(Upgrade)
 	}
 	return true
 }
+
+var (
+	hopFields = SetOf(Connection, KeepAlive, ProxyConnection, TransferEncoding, HTTP2Settings)
+	hopByHop  = SetOf(Connection, KeepAlive, ProxyConnection, TransferEncoding, HTTP2Settings, TE, Upgrade)
+)
 
 // maxConnectionFields is how often Connection may be there: nobody honest repeats it more.
 const maxConnectionFields = 4

@@ -43,6 +43,29 @@ func (b *Block) Import(raw []byte, first int) {
 	}
 }
 
+// Lines is the way back: the i-th field and those after it as they lie in the block, for as long as they lie there as HTTP/1
+// writes them ("name: value" CRLF), one right behind the other, and how many they are. Most of a head passes a proxy
+// unchanged, and is written by one copy. A field of the set without is never among them.
+func (b *Block) Lines(i int, without *Set) (lines []byte, n int) {
+	from, to := 0, 0
+	for ; i+n < len(b.fields); n++ {
+		f := &b.fields[i+n]
+		name, value := int(f.name.off), int(f.value.off)
+		colon, end := name+int(f.name.n), value+int(f.value.n)
+		if value != colon+2 || end+2 > len(b.arena) || n > 0 && name != to || without.Has(f.id) {
+			break
+		}
+		if line := b.arena[name : end+2]; line[colon-name] != ':' || line[colon-name+1] != ' ' || line[end-name] != '\r' || line[end-name+1] != '\n' {
+			break
+		}
+		if n == 0 {
+			from = name
+		}
+		to = end + 2
+	}
+	return b.arena[from:to], n
+}
+
 const (
 	swarOnes = 0x0101010101010101
 	swarHigh = 0x8080808080808080

@@ -36,6 +36,55 @@ func (m model) set(name, value string) model {
 	return append(m[:i+1:i+1], model(slices.Clone(m[i+1:])).remove(name)...)
 }
 
+// lines are the fields as HTTP/1 writes them.
+func (m model) lines(without *Set) string {
+	var s strings.Builder
+	for _, f := range m {
+		if !without.Has(Lookup(f[0])) {
+			s.WriteString(f[0] + ": " + f[1] + "\r\n")
+		}
+	}
+	return s.String()
+}
+
+// inLines is the same by way of Lines, where it has any.
+func inLines(b *Block, without *Set) string {
+	var s strings.Builder
+	for i := 0; i < b.Len(); {
+		if lines, n := b.Lines(i, without); n > 0 {
+			s.Write(lines)
+			i += n
+			continue
+		}
+		if !without.Has(b.ID(i)) {
+			s.WriteString(string(b.Name(i)) + ": " + string(b.Value(i)) + "\r\n")
+		}
+		i++
+	}
+	return s.String()
+}
+
+// importRandom fills the block as a codec does, with white space here and there.
+func importRandom(b *Block, r *rand.Rand, names []string) (m model) {
+	var raw []byte
+	first := 0
+	for range r.IntN(6) {
+		name, value := names[r.IntN(len(names))], strings.Repeat("w", r.IntN(3))
+		before := []string{"", " ", " ", " ", "\t", "  "}[r.IntN(6)]
+		after := []string{"", "", "", " ", "\t"}[r.IntN(5)]
+		at := len(raw)
+		raw = append(raw, name+":"+before+value+after+"\r\n"...)
+		b.StageField(at, len(name), at+len(name)+1+len(before), len(value))
+		m = append(m, [2]string{strings.ToLower(name), value})
+		if r.IntN(2) == 0 { // the rest comes later
+			b.Import(raw, first)
+			raw, first = raw[:0], len(m)
+		}
+	}
+	b.Import(raw, first)
+	return m
+}
+
 // TestABlockIsAListOfFields plays random edits on a block and on the model.
 func TestABlockIsAListOfFields(t *testing.T) {
 	known := []ID{Accept, XForwardedFor, Cookie, Connection, XRequestID}
@@ -44,7 +93,7 @@ func TestABlockIsAListOfFields(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		b.Reset()
-		var m model
+		m := importRandom(&b, r, append([]string{"Accept", "X-Request-ID", "cookie"}, own...))
 		var log []string
 		for step := range 60 {
 			value := fmt.Sprint("v", step)
@@ -54,7 +103,7 @@ func TestABlockIsAListOfFields(t *testing.T) {
 			if r.IntN(3) == 0 {
 				id, name, byName = None, own[r.IntN(len(own))], true
 			}
-			op := r.IntN(7)
+			op := r.IntN(8)
 			log = append(log, fmt.Sprint(op, " ", name, " ", byName))
 			switch {
 			case op == 0 && len(m) > 0:
@@ -80,6 +129,16 @@ func TestABlockIsAListOfFields(t *testing.T) {
 				} else {
 					m = append(m, [2]string{name, value})
 				}
+			case op == 7:
+				set := SetOf(id, known[0])
+				if id == None {
+					set = SetOf(known[0])
+				}
+				b.RemoveAll(&set)
+				m = m.remove(known[0].String())
+				if id != None {
+					m = m.remove(name)
+				}
 			case op == 4:
 				var c Block
 				c.CopyFrom(&b)
@@ -93,6 +152,10 @@ func TestABlockIsAListOfFields(t *testing.T) {
 			}
 			if dump(&b) != m.String() {
 				t.Fatalf("seed %d, after %v:\n%s\nwant\n%s", seed, log, dump(&b), m)
+			}
+			without := SetOf(known[r.IntN(len(known))])
+			if got, want := inLines(&b, &without), m.lines(&without); got != want {
+				t.Fatalf("seed %d, after %v: without %v\n%q\nwant\n%q", seed, log, without, got, want)
 			}
 			i := m.index(name)
 			if v, ok := b.GetName(name); ok != (i >= 0) || ok && string(v) != m[i][1] {

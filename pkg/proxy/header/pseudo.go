@@ -69,6 +69,9 @@ func (b *Block) PrefixPath(prefix string) {
 }
 
 func (b *Block) putTarget(v string) span {
+	if cleanTarget(v) {
+		return b.put(v)
+	}
 	off := len(b.arena)
 	for i := 0; i < len(v); i++ {
 		if c := v[i]; c <= ' ' || c == 0x7f {
@@ -79,4 +82,13 @@ func (b *Block) putTarget(v string) span {
 		}
 	}
 	return span{uint32(off), uint32(len(b.arena) - off)}
+}
+
+func cleanTarget(v string) bool {
+	for i := 0; i < len(v); i++ {
+		if c := v[i]; c <= ' ' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }

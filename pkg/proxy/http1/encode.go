@@ -121,28 +121,32 @@ func appendProperFraming(dst []byte, f Framing) []byte {
 	return dst
 }
 
-// written says of each well-known field whether it is copied from the block; the others are written from the
-// Framing, or belong to the connection that they came on.
-var written = func() (t [256]bool) {
-	for i := range t {
-		t[i] = true
-	}
-	for _, id := range [...]header.ID{
-		header.Connection, header.ContentLength, header.TransferEncoding, header.KeepAlive, header.ProxyConnection,
-		header.HTTP2Settings,
-	} {
-		t[id] = false
-	}
-	return t
-}()
+// unwritten are the well-known fields that are not copied from the block: they are written from the Framing, or belong to
+// the connection that they came on. Upgrade is one of them unless there is an upgrade.
+var (
+	unwritten = header.SetOf(header.Connection, header.ContentLength, header.TransferEncoding, header.KeepAlive,
+		header.ProxyConnection, header.HTTP2Settings, header.Upgrade)
+	unwrittenInUpgrade = header.SetOf(header.Connection, header.ContentLength, header.TransferEncoding, header.KeepAlive,
+		header.ProxyConnection, header.HTTP2Settings)
+)
 
 func appendFields(dst []byte, b *header.Block, f Framing) []byte {
-	for i := range b.Len() {
-		id := b.ID(i)
-		if !written[id] || id == header.Upgrade && !f.Upgrade {
-			continue
+	without := &unwritten
+	if f.Upgrade {
+		without = &unwrittenInUpgrade
+	}
+	for i := 0; i < b.Len(); {
+		if !f.ProperCase {
+			if lines, n := b.Lines(i, without); n > 0 {
+				dst = append(dst, lines...)
+				i += n
+				continue
+			}
 		}
-		dst = appendField(dst, b.Name(i), b.Value(i), f.ProperCase)
+		if !without.Has(b.ID(i)) {
+			dst = appendField(dst, b.Name(i), b.Value(i), f.ProperCase)
+		}
+		i++
 	}
 	return append(dst, "\r\n"...)
 }

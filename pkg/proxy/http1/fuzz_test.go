@@ -143,7 +143,7 @@ func sameMessage(t *testing.T, a, b *recorded, wire []byte) {
 func passedOn(m *recorded) string {
 	var s strings.Builder
 	for i := range m.head.Len() {
-		if id := m.head.ID(i); written[id] && (id != header.Upgrade || m.framing.Upgrade) {
+		if id := m.head.ID(i); !unwrittenInUpgrade.Has(id) && (id != header.Upgrade || m.framing.Upgrade) {
 			s.Write(m.head.Name(i))
 			s.WriteByte('=')
 			s.Write(m.head.Value(i))
