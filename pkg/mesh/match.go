@@ -190,8 +190,10 @@ func isGRPC(r Request) bool {
 
 // pathOnly cuts the query string and the fragment off.
 func pathOnly(path string) string {
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
-		return path[:i]
+	for i := range len(path) {
+		if c := path[i]; c == '?' || c == '#' {
+			return path[:i]
+		}
 	}
 	return path
 }

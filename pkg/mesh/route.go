@@ -75,6 +75,8 @@ type Route struct {
 	// The levels above, so that a *Route is all that a request needs to keep.
 	Host   *VirtualHost
 	Config *RouteConfig
+	// MutatesRequest and MutatesResponse: there are header mutations on this level or above.
+	MutatesRequest, MutatesResponse bool
 }
 
 // RouteMatch is envoy.config.route.v3.RouteMatch.
@@ -244,6 +246,9 @@ type HeaderMutations struct {
 	Remove []string // lower case
 	Add    []HeaderAdd
 }
+
+// Empty says that there are none.
+func (m *HeaderMutations) Empty() bool { return len(m.Remove)+len(m.Add) == 0 }
 
 // AppendAction is envoy.config.core.v3.HeaderValueOption.HeaderAppendAction.
 type AppendAction uint8

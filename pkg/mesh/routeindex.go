@@ -215,6 +215,8 @@ func (rc *RouteConfig) Init() error {
 	for _, host := range rc.Hosts {
 		for i, route := range host.Routes {
 			route.Index, route.Host, route.Config = i, host, rc
+			route.MutatesRequest = !(route.RequestHeaders.Empty() && host.RequestHeaders.Empty() && rc.RequestHeaders.Empty())
+			route.MutatesResponse = !(route.ResponseHeaders.Empty() && host.ResponseHeaders.Empty() && rc.ResponseHeaders.Empty())
 		}
 		host.index = buildRouteIndex(host.Routes)
 	}

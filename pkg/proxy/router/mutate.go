@@ -17,12 +17,16 @@ type pendingAdd struct {
 
 // mutateRequest applies the request's mutations.
 func (r *Request) mutateRequest() {
-	r.eachLevel(func(m levelSet) *mesh.HeaderMutations { return m.request }, &r.head)
+	if r.route.MutatesRequest || r.split != nil && !r.split.RequestHeaders.Empty() {
+		r.eachLevel(func(m levelSet) *mesh.HeaderMutations { return m.request }, &r.head)
+	}
 }
 
 // mutateResponse applies the response's mutations; also to answers that the proxy makes for the route.
 func (r *Request) mutateResponse() {
-	r.eachLevel(func(m levelSet) *mesh.HeaderMutations { return m.response }, &r.resp)
+	if r.route.MutatesResponse || r.split != nil && !r.split.ResponseHeaders.Empty() {
+		r.eachLevel(func(m levelSet) *mesh.HeaderMutations { return m.response }, &r.resp)
+	}
 }
 
 // levelSet is one level's mutations in both directions.
@@ -52,7 +56,7 @@ func (r *Request) eachLevel(side func(levelSet) *mesh.HeaderMutations, h *header
 		if reversed {
 			l = levels[n-1-i]
 		}
-		if m := side(l); len(m.Remove)+len(m.Add) > 0 {
+		if m := side(l); !m.Empty() {
 			r.mutate(m, h)
 		}
 	}

@@ -66,8 +66,10 @@ func (r *Request) normalize() bool {
 
 // pathOnly is the path without query and fragment.
 func pathOnly(p string) string {
-	if i := strings.IndexAny(p, "?#"); i >= 0 {
-		return p[:i]
+	for i := range len(p) {
+		if c := p[i]; c == '?' || c == '#' {
+			return p[:i]
+		}
 	}
 	return p
 }

@@ -56,10 +56,10 @@ func (r *Request) retryPolicy(a *mesh.RouteAction) *mesh.RetryPolicy {
 }
 
 // retryHeaders command the proxy and are not for the upstream.
-var retryHeaders = [...]header.ID{
+var retryHeaders = header.SetOf(
 	header.XEnvoyRetryOn, header.XEnvoyRetryGRPCOn, header.XEnvoyMaxRetries, header.XEnvoyHedgeOnPerTryTimeout,
 	header.XEnvoyRetriableHeaderNames, header.XEnvoyRetriableStatusCodes,
-}
+)
 
 // setUpRetries merges the route's policy with what the request itself asks for; what was not allowed to ask
 // has been removed by sanitize.
@@ -72,7 +72,8 @@ func (r *Request) setUpRetries(a *mesh.RouteAction) {
 		s.on, s.left = p.On, p.Retries
 		s.base, s.max = int64(p.BackOffBase), int64(p.BackOffMax)
 	}
-	if v, ok := h.Joined("x-envoy-retry-on"); ok {
+	if h.Has(header.XEnvoyRetryOn) {
+		v, _ := h.Joined("x-envoy-retry-on")
 		s.on |= parseRetryOn(v)
 	}
 	if s.on != 0 || h.Has(header.XEnvoyRetryGRPCOn) {
@@ -88,9 +89,7 @@ func (r *Request) setUpRetries(a *mesh.RouteAction) {
 			s.names = strings.ToLower(v)
 		}
 	}
-	for _, id := range retryHeaders {
-		h.Remove(id)
-	}
+	h.RemoveAll(&retryHeaders)
 	if s.base <= 0 {
 		s.base = defaultBackOff
 	}

@@ -175,10 +175,9 @@ func (r *Request) setTimeouts(a *mesh.RouteAction) {
 	if r.tryTimeout >= r.timeout && r.timeout != 0 {
 		r.tryTimeout = 0
 	}
-	const alternative = "x-envoy-upstream-rq-timeout-alt-response"
-	if _, ok := h.GetName(alternative); ok {
+	if h.Has(header.XEnvoyUpstreamRqTimeoutAltResponse) {
 		r.timeoutCode = http.StatusNoContent
-		h.RemoveName(alternative)
+		h.Remove(header.XEnvoyUpstreamRqTimeoutAltResponse)
 	}
 	if r.hcm.SuppressEnvoyHeaders {
 		return

@@ -73,15 +73,18 @@ type Router struct {
 	live    int
 
 	// clock: wall time and its text, brought up to date at most once a second.
-	wall      int64 // Unix ns at mono
-	mono      int64
-	date      [len(http.TimeFormat)]byte
-	routes    map[*mesh.HTTPConnectionManager]*mesh.RouteConfig // of routesOf
-	routesOf  *mesh.Snapshot
-	formats   map[*mesh.HeaderAdd]*telemetry.Format
-	formatGen uint64
-	loggers   map[*mesh.AccessLog]*telemetry.Logger
-	logGen    uint64
+	wall     int64 // Unix ns at mono
+	mono     int64
+	date     [len(http.TimeFormat)]byte
+	routes   map[*mesh.HTTPConnectionManager]*mesh.RouteConfig // of routesOf
+	routesOf *mesh.Snapshot
+	// What routes was asked for last.
+	lastManager *mesh.HTTPConnectionManager
+	lastRoutes  *mesh.RouteConfig
+	formats     map[*mesh.HeaderAdd]*telemetry.Format
+	formatGen   uint64
+	loggers     map[*mesh.AccessLog]*telemetry.Logger
+	logGen      uint64
 }
 
 // maxFree bounds the requests kept for later use.
@@ -159,13 +162,17 @@ func (rt *Router) put(r *Request) {
 func (rt *Router) routesIn(s *mesh.Snapshot, h *mesh.HTTPConnectionManager) *mesh.RouteConfig {
 	if s != rt.routesOf {
 		clear(rt.routes)
-		rt.routesOf = s
+		rt.routesOf, rt.lastManager, rt.lastRoutes = s, nil, nil
+	}
+	if h == rt.lastManager { // nearly always
+		return rt.lastRoutes
 	}
 	rc, ok := rt.routes[h]
 	if !ok {
 		rc = s.Routes(h)
 		rt.routes[h] = rc
 	}
+	rt.lastManager, rt.lastRoutes = h, rc
 	return rc
 }
 

@@ -13,16 +13,16 @@ import (
 // Envoy's connection manager's, odd ones included, since applications and policies were written against them.
 
 // edgeOnly are removed from requests that come from outside, at the first trusted hop.
-var edgeOnly = [...]header.ID{
+var edgeOnly = header.SetOf(
 	header.XEnvoyDecoratorOperation,
 	header.XEnvoyDownstreamServiceCluster,
 	header.XEnvoyDownstreamServiceNode,
 	header.XEnvoyOriginalPath,
 	header.XEnvoyOriginalHost,
-}
+)
 
 // internalOnly are removed from every request that is not internal: they command the proxy.
-var internalOnly = [...]header.ID{
+var internalOnly = header.SetOf(
 	header.XEnvoyRetriableStatusCodes,
 	header.XEnvoyRetriableHeaderNames,
 	header.XEnvoyRetryOn,
@@ -35,13 +35,9 @@ var internalOnly = [...]header.ID{
 	header.XEnvoyForceTrace,
 	header.XEnvoyIPTags,
 	header.XEnvoyHedgeOnPerTryTimeout,
-}
-
-// internalOnlyNames are the same, without a well-known ID.
-var internalOnlyNames = [...]string{
-	"x-envoy-upstream-rq-timeout-alt-response",
-	"x-envoy-original-url",
-}
+	header.XEnvoyUpstreamRqTimeoutAltResponse,
+	header.XEnvoyOriginalURL,
+)
 
 const (
 	schemeHTTP  = "http"
@@ -97,16 +93,9 @@ func (r *Request) sanitize() {
 		h.Set(header.XEnvoyInternal, "true")
 	} else {
 		if edge {
-			for _, id := range edgeOnly {
-				h.Remove(id)
-			}
+			h.RemoveAll(&edgeOnly)
 		}
-		for _, id := range internalOnly {
-			h.Remove(id)
-		}
-		for _, name := range internalOnlyNames {
-			h.RemoveName(name)
-		}
+		h.RemoveAll(&internalOnly)
 	}
 	if cfg.Via != "" {
 		h.Append(header.Via, cfg.Via)
@@ -160,10 +149,10 @@ func (r *Request) appendXFF(addr netip.Addr) {
 // lastFromXFF returns the skip-th address of x-forwarded-for counted from its end, and whether it is the only
 // one there. The zero Addr: there is none, or it is no address.
 func lastFromXFF(h *header.Block, skip int) (addr netip.Addr, only bool) {
-	list, ok := h.Joined("x-forwarded-for")
-	if !ok {
+	if !h.Has(header.XForwardedFor) {
 		return netip.Addr{}, false
 	}
+	list, _ := h.Joined("x-forwarded-for")
 	for i := 0; i < skip; i++ {
 		comma := strings.LastIndexByte(list, ',')
 		if comma < 0 {
