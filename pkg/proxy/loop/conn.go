@@ -82,6 +82,7 @@ type Conn struct {
 	shutWrite, shutDone, blocked                     bool
 	dirty, drained, above, queued, reoffer, offering bool
 	resetLast, acking, aborted                       bool
+	dialled                                          bool // by us, not accepted
 	// What a backend that completes has under way; unwanted: it received what nobody has been offered.
 	receiving, multi, polling, cancelling, unwanted bool
 	shorts                                          uint8 // short messages in a row

@@ -39,7 +39,7 @@ func (l *Loop) Dial(ns *Netns, addr netip.AddrPort, h Handler, o *DialOptions) *
 	if o == nil {
 		o = &DialOptions{}
 	}
-	c := &Conn{l: l, h: h, fd: -1, state: stateConnecting, remote: addr}
+	c := &Conn{l: l, h: h, fd: -1, state: stateConnecting, remote: addr, dialled: true}
 	c.configure(&o.Options)
 	l.stats.conns++
 	l.stats.dialled++

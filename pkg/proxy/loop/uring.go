@@ -37,15 +37,20 @@ type uring struct {
 	flights []*flight
 	idle    []int32
 	starved []starving // receives that found no buffer
+	batch   [batchSize]cqe
 }
+
+// batchSize is how many completions are put in order at a time.
+const batchSize = 128
 
 // flight is one send.
 type flight struct {
-	index int32
-	conn  *Conn  // nil: it is gone
-	held  *chunk // its output, kept until the kernel is done with it
-	msg   unix.Msghdr
-	iov   [maxIov]unix.Iovec
+	index  int32
+	pieces int    // of iov in use
+	conn   *Conn  // nil: it is gone
+	held   *chunk // its output, kept until the kernel is done with it
+	msg    unix.Msghdr
+	iov    [maxIov]unix.Iovec
 }
 
 type starving struct{ slot, gen int32 }
@@ -235,6 +240,7 @@ func (u *uring) send(c *Conn) {
 	}
 	f := u.takeFlight(c)
 	n, total := c.gather(&f.iov)
+	f.pieces = n
 	e := u.request(kindSend, f.index, 0)
 	e.fd, e.opFlags = c.fd, unix.MSG_NOSIGNAL
 	if n == 1 {
@@ -264,7 +270,7 @@ func (u *uring) landed(index int32, res int32) {
 	l, f := u.l, u.flights[index]
 	c := f.conn
 	f.conn = nil
-	clear(f.iov[:])
+	clear(f.iov[:f.pieces])
 	u.idle = append(u.idle, index)
 	if f.held != nil {
 		l.pool.putChunks(f.held)
@@ -422,22 +428,57 @@ func fatal(errno syscall.Errno) bool {
 	return true
 }
 
-// reap handles the completions that are there.
+// reap handles the completions that are there, a batch at a time.
 func (u *uring) reap() int {
 	r := u.ring
 	head, tail := *r.cqHead, atomic.LoadUint32(r.cqTail)
 	n := int(tail - head)
-	for i := range n {
-		e := r.cqes[head&r.cqMask]
-		head++
-		atomic.StoreUint32(r.cqHead, head)
-		u.handle(&e)
-		if i%settleEvery == settleEvery-1 {
-			u.l.settle()
+	for left := n; left > 0; {
+		batch := u.batch[:min(left, len(u.batch))]
+		for i := range batch {
+			batch[i] = r.cqes[head&r.cqMask]
+			head++
 		}
+		atomic.StoreUint32(r.cqHead, head)
+		left -= len(batch)
+		u.handleBatch(batch)
 	}
 	u.feed()
 	return n
+}
+
+// handleBatch takes like after like: ends of sends, then what accepted connections received, then what dialled ones did. Each
+// kind is code of its own, tens of kilobytes of it from parser to router, which the processor's nearest cache holds for
+// one kind but not for all. What concerns one connection's input stays in order.
+func (u *uring) handleBatch(batch []cqe) {
+	var order [3][batchSize]uint8
+	var n [3]int
+	for i := range batch {
+		k := u.class(&batch[i])
+		order[k][n[k]] = uint8(i)
+		n[k]++
+	}
+	done := 0
+	for k := range order {
+		for _, i := range order[k][:n[k]] {
+			u.handle(&batch[i])
+			if done++; done%settleEvery == 0 {
+				u.l.settle()
+			}
+		}
+	}
+}
+
+// class is which of its batch a completion is handled with.
+func (u *uring) class(e *cqe) int {
+	switch int(e.userData >> 56) {
+	case kindRecv, kindRecvMulti:
+		if c := u.l.entries[e.userData>>32&(1<<slotBits-1)].conn; c != nil && c.dialled {
+			return 2
+		}
+		return 1
+	}
+	return 0
 }
 
 // feed arms receives again that found no buffer: all are free again.
