@@ -24,8 +24,8 @@
 #ifndef SM_ASIDE_H
 #define SM_ASIDE_H
 
-#include "backlog.h"
 #include "pairs.h"
+#include "patience.h"
 
 static __always_inline bool sm_redirect(struct sk_msg_md *msg, struct sm_tuple *peer)
 {
@@ -58,13 +58,15 @@ static __always_inline bool sm_read_all(struct sock *sk, struct sock *relay)
 	return BPF_CORE_READ(to, copied_seq) == BPF_CORE_READ(from, write_seq);
 }
 
-/* Has the receiver so little unread that it pays to begin? */
+/* Has the receiver so little unread, of what it may have, that it pays to begin? */
 static __always_inline bool sm_has_room(struct sock *sk)
 {
 	struct sm_config *cfg = sm_configuration();
 	__u32 backlog = 0;
 
-	return cfg && sm_backlog(sk, &backlog) && backlog <= cfg->backlog_limit / 4;
+	if (!cfg || !sm_backlog(sk, &backlog))
+		return false;
+	return backlog <= cfg->backlog_limit / 4 || (backlog <= cfg->backlog_limit / 4 * SM_HARD_FACTOR && !sm_memory_is_short(sk));
 }
 
 /* The bytes that the sender has sent to the proxy. What a TCP send has really taken is in write_seq alone. */
@@ -77,6 +79,14 @@ static __always_inline __u64 sm_sent_to_proxy(struct bpf_sock *sk, struct sm_soc
 	st->aside_tcp_bytes += (__u32)(tp->write_seq - st->aside_tcp_seq);
 	st->aside_tcp_seq = tp->write_seq;
 	return st->redirected_bytes - st->aside_bytes + st->aside_tcp_bytes;
+}
+
+/* Does anything of what the sender has sent still wait in its own queue, because the other end's window is full? */
+static __always_inline bool sm_unsent(struct bpf_sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	return !tp || tp->snd_nxt != tp->write_seq;
 }
 
 static __always_inline void sm_aside_over(struct sm_sock *st, __u8 why)
@@ -113,46 +123,6 @@ static __always_inline void sm_count_aside(__u32 slot)
 	SM_COUNT(aside_directions);
 }
 
-/* A sender that never pauses is always ahead of the proxy, which has twice its work: there is no moment in which nothing
- * is under way. So a message waits for the proxy: for as long as the proxy needs to make good its bytes and some more,
- * but a direction's messages together for no more than SM_WAIT_ALL and, in the long run, 1/SM_WAIT_SHARE of the
- * time. dir->rested is when a direction that has waited for so long would have begun to rest from it. */
-#define SM_WAIT_BYTE 2                   /* ns; the proxy moves more than 500 MB/s */
-#define SM_WAIT_MESSAGE (20 * 1000ull)   /* ns */
-#define SM_WAIT_ALL (4 * 1000 * 1000ull) /* ns */
-#define SM_WAIT_SHARE 8
-#define SM_WAIT_LOOKS 1024
-
-static __always_inline bool sm_caught_up(struct sm_aside_dir *dir, __u64 sent, __u32 size)
-{
-	__u64 began, now, limit = SM_WAIT_MESSAGE + SM_WAIT_BYTE * (__u64)size;
-	struct sm_config *cfg;
-	int i;
-
-	/* An atomic read: what it says must be true of everything that is read after it. */
-	if (__sync_fetch_and_add(&dir->forwarded, 0) == sent)
-		return true;
-	cfg = sm_configuration();
-	if (!cfg || !(cfg->flags & SM_PATIENT))
-		return false;
-	now = began = bpf_ktime_get_ns();
-	if (dir->rested + SM_WAIT_SHARE * SM_WAIT_ALL < began)
-		dir->rested = began - SM_WAIT_SHARE * SM_WAIT_ALL;
-	if (dir->rested > began)
-		return false;
-	for (i = 0; i < SM_WAIT_LOOKS && now - began < limit; i++) {
-		if (*(volatile __u64 *)&dir->forwarded == sent)
-			break;
-		/* Four times, so that so many looks take long enough. */
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-		bpf_ktime_get_ns();
-		now = bpf_ktime_get_ns();
-	}
-	dir->rested += SM_WAIT_SHARE * (now - began);
-	return __sync_fetch_and_add(&dir->forwarded, 0) == sent;
-}
-
 /* Armed: tries to begin with this message. True: it goes straight to the far socket; false: it goes where it would have
  * gone, except that a direction that had been slow may be redirected again (latch). */
 static __always_inline bool sm_aside_begin(struct sk_msg_md *msg, struct bpf_sock *sk, struct sm_sock *st,
@@ -161,7 +131,7 @@ static __always_inline bool sm_aside_begin(struct sk_msg_md *msg, struct bpf_soc
 	struct sm_tuple far;
 	struct sock *to;
 
-	if (!sm_caught_up(dir, sm_sent_to_proxy(sk, st), msg->size))
+	if (!sm_caught_up(dir, st->aside_slot, sm_sent_to_proxy(sk, st), sm_unsent(sk)))
 		return false;
 	if (!sm_redirect(msg, peer))
 		return false;

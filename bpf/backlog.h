@@ -20,6 +20,15 @@
 #define SM_WINDOW_COST (64 * 1024)
 #define SM_HARD_FACTOR 16
 
+/* struct sm_sock.ahead: the sender has sent so much before the proxy has asked for its bytes: see patience.h. */
+enum sm_ahead {
+	SM_AHEAD_NOT,
+	SM_AHEAD_NOW,
+	SM_AHEAD_ONCE, /* and has waited */
+};
+
+#define SM_AHEAD_BYTES (512 * 1024)
+
 /* The receiver of this message, which has just been redirected. */
 static __always_inline struct sock *sm_receiver(struct sk_msg_md *msg)
 {
@@ -74,6 +83,10 @@ static __always_inline bool sm_overfull(struct sk_msg_md *msg, struct sm_sock *s
 	if (!backlog) {
 		st->smallest_mean = 0;
 		return false;
+	}
+	if (!application && backlog >= SM_AHEAD_BYTES && st->ahead == SM_AHEAD_NOT && st->aside == SM_ASIDE_NONE) {
+		st->aside_far = (__u64)peer;
+		st->ahead = SM_AHEAD_NOW;
 	}
 	if (!mean)
 		mean = 1;

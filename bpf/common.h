@@ -308,7 +308,8 @@ struct sm_sock {
 	__u32 aside_tcp_seq;   /* up to where those are counted */
 	__u8 aside_reason;     /* enum sm_aside_why */
 	__u8 tcp_counted;      /* what it sends by TCP is known from its first byte on */
-	__u8 pad[2];
+	__u8 ahead;            /* enum sm_ahead: see patience.h */
+	__u8 pad;
 };
 
 /* One direction of a connection that the proxy hands over, shared between the kernel and the proxy's memory. A cache
@@ -320,9 +321,19 @@ struct sm_aside_dir {
 	__u64 carried;   /* bytes that have skipped the proxy. Written by sm_msg, as is the next: */
 	__u64 last;      /* when the last one did: CLOCK_MONOTONIC_COARSE */
 	__u64 seen;      /* in the first of the two: has either begun? */
-	__u64 rested;    /* how long the sender may wait for the proxy, as a time on the clock: see sm_caught_up */
-	__u64 pad;
+	__u64 rested;    /* how long the sender may wait for the proxy, as a time on the clock: see patience.h */
+	__u32 desk;      /* where a sender that waits says so. Written by the proxy */
+	__u32 pad;
 };
+
+/* Where senders that wait for a loop of the proxy call it, so that it serves them first: see patience.h. */
+struct sm_aside_desk {
+	__u32 call; /* 1 + the slot of a direction whose sender waits; 0: nobody calls, or the loop has heard it */
+	__u32 beat; /* changes while somebody calls and the loop is busy with others */
+	__u32 pad[14]; /* a cache line, because the loop looks here all the time */
+};
+
+#define SM_ASIDE_DESKS 256
 
 /* What the proxy asks of sm_step_aside. The first bytes are taken for an Ethernet header. */
 struct sm_aside_request {

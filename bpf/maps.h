@@ -199,6 +199,15 @@ struct {
 	__type(value, struct sm_aside_dir);
 } aside_slots SEC(".maps");
 
+/* One for each loop of the proxy, in the same memory. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SM_ASIDE_DESKS);
+	__type(key, __u32);
+	__type(value, struct sm_aside_desk);
+} aside_desks SEC(".maps");
+
 static __always_inline struct sm_config *sm_configuration(void)
 {
 	__u32 zero = 0;

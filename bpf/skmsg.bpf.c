@@ -84,6 +84,8 @@ int sm_msg(struct sk_msg_md *msg)
 
 	SM_TUPLE(msg, &self);
 	sm_mirror(&peer, &self);
+	if (st->ahead == SM_AHEAD_NOW)
+		sm_await_proxy(st);
 	if (st->aside == SM_ASIDE_ARMED || st->aside == SM_ASIDE_ON) {
 		if (sm_step_past(msg, sk, st, &peer, size))
 			return SK_PASS;

@@ -30,8 +30,9 @@ const (
 
 // asides are the connections that were handed over.
 type asides struct {
-	prog *ebpf.Program
-	dirs []asideDir // the shared memory
+	prog  *ebpf.Program
+	dirs  []asideDir // the shared memory
+	desks []asideDesk
 
 	mu   sync.Mutex
 	free []uint32 // guarded by mu; first slots of connections, those given back last are used last
@@ -45,16 +46,29 @@ func newAsides(o *objects) (*asides, error) {
 		return nil, errors.New("sm_step_aside does not load on this kernel")
 	}
 	n := o.asideSlots.MaxEntries() &^ 1
-	raw, err := unix.Mmap(o.asideSlots.FD(), 0, int(n)*int(unsafe.Sizeof(asideDir{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map the memory that is shared with sm_msg: %w", err)
+	t := &asides{prog: prog}
+	var err error
+	if t.dirs, err = shareMemory[asideDir](t, o.asideSlots, n); err != nil {
+		return nil, err
 	}
-	t := &asides{prog: prog, dirs: unsafe.Slice((*asideDir)(unsafe.Pointer(unsafe.SliceData(raw))), n)}
-	runtime.AddCleanup(t, func(raw []byte) { _ = unix.Munmap(raw) }, raw)
+	if t.desks, err = shareMemory[asideDesk](t, o.asideDesks, o.asideDesks.MaxEntries()); err != nil {
+		return nil, err
+	}
 	for slot := uint32(0); slot < n; slot += 2 {
 		t.free = append(t.free, slot)
 	}
 	return t, nil
+}
+
+// shareMemory maps the first n values of an array.
+func shareMemory[T any](t *asides, m *ebpf.Map, n uint32) ([]T, error) {
+	var value T
+	raw, err := unix.Mmap(m.FD(), 0, int(n)*int(unsafe.Sizeof(value)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the memory that is shared with sm_msg: %w", err)
+	}
+	runtime.AddCleanup(t, func(raw []byte) { _ = unix.Munmap(raw) }, raw)
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(raw))), n), nil
 }
 
 func (t *asides) take() (uint32, bool) {
@@ -137,6 +151,19 @@ func (a *Aside) dir(i int) *asideDir { return &a.t.dirs[int(a.slot)+i] }
 // Forwarded is where the proxy writes how many bytes of the direction's sender its far socket has taken.
 func (a *Aside) Forwarded(direction int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&a.dir(direction).Forwarded))
+}
+
+// Calls makes senders that wait for the proxy call there, from the next time on: each leaves its direction's number in
+// *call, which the proxy's loop of that index takes, and gives up when neither *beat nor what was forwarded changes. Loops
+// from 256 on share the words of others.
+func (a *Aside) Calls(loop int) (call, beat *atomic.Uint32, numbers [2]uint32) {
+	at := uint32(loop) % uint32(len(a.t.desks))
+	for i := range numbers {
+		atomic.StoreUint32(&a.dir(i).Desk, at)
+		numbers[i] = a.slot + uint32(i) + 1
+	}
+	desk := &a.t.desks[at]
+	return (*atomic.Uint32)(unsafe.Pointer(&desk.Call)), (*atomic.Uint32)(unsafe.Pointer(&desk.Beat)), numbers
 }
 
 // Carried is how many bytes have skipped the proxy.

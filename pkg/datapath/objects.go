@@ -36,6 +36,7 @@ type (
 	udpFlow      = sockmeshSmUdpFlow
 	spliceEvent  = sockmeshSmSpliceEvent
 	asideDir     = sockmeshSmAsideDir
+	asideDesk    = sockmeshSmAsideDesk
 	asideRequest = sockmeshSmAsideRequest
 	natKey       = sockmeshSmNatKey
 	natValue     = sockmeshSmNat
@@ -71,8 +72,8 @@ type objects struct {
 	progs map[string]*ebpf.Program
 	// spliceEvents is the ring of the program that notices splices; this agent's alone.
 	spliceEvents *ebpf.Map
-	// asideSlots is shared by the programs of this agent's connections and its proxy; this agent's alone.
-	asideSlots *ebpf.Map
+	// asideSlots and asideDesks are shared by the programs of this agent's connections and its proxy; this agent's alone.
+	asideSlots, asideDesks *ebpf.Map
 	// fresh: maps with configuration that were created empty, although a datapath was there before.
 	fresh bool
 	// kept says of maps that could not get the size that was asked for why.
@@ -86,7 +87,7 @@ func (o *objects) close() {
 	for _, p := range o.progs {
 		p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.spliceEvents, o.asideSlots} {
+	for _, m := range []*ebpf.Map{o.spliceEvents, o.asideSlots, o.asideDesks} {
 		if m != nil {
 			m.Close()
 		}
@@ -154,9 +155,9 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		return nil, err
 	}
 	if cfg.Acceleration {
-		if o.asideSlots, err = ebpf.NewMap(spec.Maps[sockmeshMapAsideSlots]); err != nil {
+		if err := o.makeAside(spec); err != nil {
 			o.close()
-			return nil, fmt.Errorf("create the map of connections that skip the proxy: %w", err)
+			return nil, fmt.Errorf("create the maps of connections that skip the proxy: %w", err)
 		}
 	}
 	optional := map[string]bool{progMsg: cfg.Acceleration, progStepAside: cfg.Acceleration, progSockets: true, progGetsockopt: cfg.OriginalDstSockopt,
@@ -190,6 +191,14 @@ func load(cfg Config, dir layoutDir, probes *probeList) (*objects, error) {
 		}
 	}
 	return o, nil
+}
+
+func (o *objects) makeAside(spec *ebpf.CollectionSpec) (err error) {
+	if o.asideSlots, err = ebpf.NewMap(spec.Maps[sockmeshMapAsideSlots]); err != nil {
+		return err
+	}
+	o.asideDesks, err = ebpf.NewMap(spec.Maps[sockmeshMapAsideDesks])
+	return err
 }
 
 // loadOutside loads the programs for clients outside, for devices of one sort.
@@ -234,10 +243,12 @@ func (o *objects) loadPrograms(spec *ebpf.CollectionSpec, names ...string) error
 		delete(part.Maps, sockmeshMapNatWork)
 	}
 	replace := map[string]*ebpf.Map{}
-	if o.asideSlots != nil {
-		replace[sockmeshMapAsideSlots] = o.asideSlots
-	} else {
-		delete(part.Maps, sockmeshMapAsideSlots)
+	for name, m := range map[string]*ebpf.Map{sockmeshMapAsideSlots: o.asideSlots, sockmeshMapAsideDesks: o.asideDesks} {
+		if m != nil {
+			replace[name] = m
+		} else {
+			delete(part.Maps, name)
+		}
 	}
 	for name, m := range o.maps {
 		part.Maps[name].MaxEntries = m.MaxEntries() // an adopted map may have another size

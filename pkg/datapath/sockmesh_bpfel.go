@@ -35,6 +35,13 @@ type sockmeshSmApp struct {
 	Pad2   uint32
 }
 
+type sockmeshSmAsideDesk struct {
+	_    structs.HostLayout
+	Call uint32
+	Beat uint32
+	Pad  [14]uint32
+}
+
 type sockmeshSmAsideDir struct {
 	_         structs.HostLayout
 	Token     uint64
@@ -44,7 +51,8 @@ type sockmeshSmAsideDir struct {
 	Last      uint64
 	Seen      uint64
 	Rested    uint64
-	Pad       uint64
+	Desk      uint32
+	Pad       uint32
 }
 
 type sockmeshSmAsideRequest struct {
@@ -339,7 +347,8 @@ type sockmeshSmSock struct {
 	AsideTcpSeq     uint32
 	AsideReason     uint8
 	TcpCounted      uint8
-	Pad             [2]uint8
+	Ahead           uint8
+	Pad             uint8
 }
 
 type sockmeshSmSocketRow struct {
@@ -380,7 +389,8 @@ type sockmeshSmSocketRow struct {
 		AsideTcpSeq   uint32
 		AsideReason   uint8
 		TcpCounted    uint8
-		Pad           [2]uint8
+		Ahead         uint8
+		Pad           uint8
 	}
 	Local      [16]uint8
 	Remote     [16]uint8
@@ -492,6 +502,7 @@ type sockmeshSmUdpKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockmeshMapAsideDesks         = "aside_desks"
 	sockmeshMapAsideSlots         = "aside_slots"
 	sockmeshMapNatWork            = "nat_work"
 	sockmeshMapSmAffinity         = "sm_affinity"
@@ -625,6 +636,7 @@ type sockmeshProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockmeshMapSpecs struct {
+	AsideDesks   *ebpf.MapSpec `ebpf:"aside_desks"`
 	AsideSlots   *ebpf.MapSpec `ebpf:"aside_slots"`
 	NatWork      *ebpf.MapSpec `ebpf:"nat_work"`
 	SmAffinity   *ebpf.MapSpec `ebpf:"sm_affinity"`
@@ -692,6 +704,7 @@ func (o *sockmeshObjects) Close() error {
 //
 // It can be passed to loadSockmeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockmeshMaps struct {
+	AsideDesks   *ebpf.Map `ebpf:"aside_desks"`
 	AsideSlots   *ebpf.Map `ebpf:"aside_slots"`
 	NatWork      *ebpf.Map `ebpf:"nat_work"`
 	SmAffinity   *ebpf.Map `ebpf:"sm_affinity"`
@@ -728,6 +741,7 @@ type sockmeshMaps struct {
 
 func (m *sockmeshMaps) Close() error {
 	return _SockmeshClose(
+		m.AsideDesks,
 		m.AsideSlots,
 		m.NatWork,
 		m.SmAffinity,

@@ -26,6 +26,9 @@ type Func func(down, up int, toServer, toClient uint64) (Handle, error)
 type Handle interface {
 	// Forwarded is where the proxy shows how far it has forwarded a direction that (still, or again) comes through it.
 	Forwarded(direction int) *atomic.Uint64
+	// Calls is where a sender that waits for the proxy calls the loop with that number, by what numbers, one for each
+	// direction: who calls wants all bytes of the direction forwarded before any others.
+	Calls(loop int) (call, beat *atomic.Uint32, numbers [2]uint32)
 	// Carried is how many bytes of a direction have skipped the proxy; also after Close.
 	Carried(direction int) uint64
 	// Quiet is how long ago the last one did; false: none has yet.
@@ -52,6 +55,10 @@ func (p *Pair) Step(ask Func, down, up *loop.Conn, lead Lead) bool {
 	p.h = h
 	up.ShowWritten(h.Forwarded(ToServer), lead[ToServer], h.Close)
 	down.ShowWritten(h.Forwarded(ToClient), lead[ToClient], h.Close)
+	call, beat, numbers := h.Calls(down.Loop().Index())
+	desk := loop.Desk{Call: call, Beat: beat}
+	down.AnswerCalls(desk, numbers[ToServer])
+	up.AnswerCalls(desk, numbers[ToClient])
 	return true
 }
 

@@ -103,6 +103,7 @@ type Conn struct {
 	shown      *atomic.Uint64 // where written is shown, see ShowWritten
 	shownPlus  uint64
 	unshown    func()
+	number     uint32 // see AnswerCalls
 	local      netip.AddrPort
 	remote     netip.AddrPort
 	connectErr error

@@ -453,6 +453,7 @@ func (l *Loop) kill(c *Conn, err error) {
 }
 
 func (l *Loop) bury(c *Conn) {
+	c.unanswer()
 	if c.shown != nil {
 		c.shown = nil
 		c.unshown()

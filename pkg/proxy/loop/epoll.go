@@ -46,6 +46,9 @@ func newEpoll(l *Loop) (*epoll, error) {
 	return e, nil
 }
 
+// claim: what the kernel has is in the socket.
+func (e *epoll) claim(*Conn) bool { return true }
+
 func (e *epoll) begin() error { return nil }
 
 func (e *epoll) name() string { return IOEpoll }
@@ -53,10 +56,7 @@ func (e *epoll) name() string { return IOEpoll }
 // send writes until output is gone or the kernel takes no more.
 func (e *epoll) send(c *Conn) {
 	l := e.l
-	for c.outLen > 0 && !c.blocked && c.state != stateDead && c.broken == nil {
-		n, total := c.gather(&l.iov)
-		c.discard(l.sent(c, n, total))
-	}
+	l.push(c)
 	if c.outLen == 0 && c.state != stateDead && c.broken == nil {
 		l.finishWrite(c)
 	}
@@ -187,6 +187,7 @@ func (e *epoll) wait(d time.Duration) (int, error) {
 				l.acceptable(ent.ln)
 			}
 		}
+		l.hear()
 		if i%settleEvery == settleEvery-1 {
 			l.settle()
 		}

@@ -57,6 +57,7 @@ type Stats struct {
 	Accepted, AcceptErrors      uint64
 	Dialled, NetnsSwitches      uint64
 	BytesReceived, BytesWritten uint64
+	Calls                       uint64 // answered: see AnswerCalls
 }
 
 type counters struct {
@@ -64,6 +65,7 @@ type counters struct {
 	accepted, acceptErrors      uint64
 	dialled, netnsSwitches      uint64
 	bytesReceived, bytesWritten uint64
+	calls                       uint64
 	conns, listeners            int
 }
 
@@ -84,6 +86,7 @@ type Loop struct {
 	vacant  []int32
 
 	home, netns *Netns
+	calls       calls
 
 	// Work left over by callbacks and system calls; settle empties these lists.
 	resumed, dirty, drained, dead []*Conn
@@ -126,6 +129,8 @@ type backend interface {
 	update(c *Conn)
 	// send sends pending output, or begins to; it calls finishWrite when the last byte is with the kernel.
 	send(c *Conn)
+	// claim sees to it that the next bytes from an open connection are those in its socket; false: it can't be.
+	claim(c *Conn) bool
 	// release stops everything that is under way for the connection and closes its socket.
 	release(c *Conn)
 	attachListener(ln *Listener) error
@@ -155,6 +160,7 @@ func New(cfg Config) (*Loop, error) {
 	l.readClock()
 	l.wheel.init(l.now)
 	l.stallTimer.Init(l.retryStalled)
+	l.calls.init()
 	var err error
 	if l.backend, err = newBackend(l, cfg.IO); err != nil {
 		return nil, fmt.Errorf("proxy loop %d: %w", cfg.Index, err)
@@ -230,6 +236,7 @@ func (l *Loop) Run() error {
 		if l.posted.Load() {
 			d = 0
 		}
+		l.calls.left = callsPerWakeup
 		if _, err = l.backend.wait(d); err != nil {
 			l.log.Error("proxy loop cannot wait for events and stops", "error", err)
 			break
@@ -359,7 +366,7 @@ func (l *Loop) publish() {
 		Conns: s.conns, Listeners: s.listeners, BufferBytes: l.pool.lent, PooledBytes: l.pool.free,
 		Timers: l.wheel.count, Wakeups: s.wakeups, Syscalls: s.syscalls, Posts: s.posts,
 		Accepted: s.accepted, AcceptErrors: s.acceptErrors, Dialled: s.dialled, NetnsSwitches: s.netnsSwitches,
-		BytesReceived: s.bytesReceived, BytesWritten: s.bytesWritten,
+		BytesReceived: s.bytesReceived, BytesWritten: s.bytesWritten, Calls: s.calls,
 	}
 	l.statsMu.Unlock()
 }

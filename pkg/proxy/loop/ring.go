@@ -54,6 +54,8 @@ const (
 	cancelAll         = 1 << 0
 	cancelFD          = 1 << 1
 
+	sqCQOverflow = 1 << 1
+
 	cqeBuffer      = 1 << 0
 	cqeMore        = 1 << 1
 	cqeBufferShift = 16
@@ -109,6 +111,7 @@ type ring struct {
 	sqHead       *uint32
 	sqTail       *uint32
 	sqMask       uint32
+	sqFlags      *uint32
 	sqes         []sqe
 	tail         uint32 // of requests that are written but not yet shown to the kernel
 	shown        uint32
@@ -151,6 +154,7 @@ func (r *ring) mapRings(p *uringParams) error {
 	}
 	word := func(at uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[at])) }
 	r.sqHead, r.sqTail, r.sqMask = word(p.sq.head), word(p.sq.tail), *word(p.sq.mask)
+	r.sqFlags = word(p.sq.flags)
 	r.cqHead, r.cqTail, r.cqMask = word(p.cq.head), word(p.cq.tail), *word(p.cq.mask)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&r.sqMem[0])), p.sqEntries)
 	r.cqes = unsafe.Slice((*cqe)(unsafe.Pointer(&r.rings[p.cq.cqes])), p.cqEntries)
@@ -254,6 +258,9 @@ func (r *ring) close() {
 }
 
 var littleEndian = func() bool { x := uint16(1); return *(*byte)(unsafe.Pointer(&x)) == 1 }()
+
+// overflown says that completions wait in the kernel for room in the ring.
+func (r *ring) overflown() bool { return atomic.LoadUint32(r.sqFlags)&sqCQOverflow != 0 }
 
 // next is an empty request, to be filled in before anything else is called. full: submit first.
 func (r *ring) next() (e *sqe, full bool) {

@@ -38,6 +38,8 @@ type uring struct {
 	idle    []int32
 	starved []starving // receives that found no buffer
 	batch   [batchSize]cqe
+	// pending is the batch while it is being handled; what has been is blank.
+	pending []cqe
 }
 
 // batchSize is how many completions are put in order at a time.
@@ -57,7 +59,7 @@ type starving struct{ slot, gen int32 }
 
 // What a completion is about: kind, slot and generation, or the number of a flight.
 const (
-	kindIgnore = iota
+	kindIgnore = iota // 0, so that a blank completion is nobody's
 	kindWake
 	kindRecv      // single
 	kindRecvMulti // multishot
@@ -459,13 +461,41 @@ func (u *uring) handleBatch(batch []cqe) {
 		n[k]++
 	}
 	done := 0
+	u.pending = batch
 	for k := range order {
 		for _, i := range order[k][:n[k]] {
-			u.handle(&batch[i])
+			now := batch[i]
+			batch[i] = cqe{}
+			u.handle(&now)
+			u.l.hear()
 			if done++; done%settleEvery == 0 {
 				u.l.settle()
 			}
 		}
+	}
+	u.pending = nil
+}
+
+// claim handles what has been received from the connection and not been handled yet, so that the next bytes are those in
+// its socket. A receive that is under way takes none before this thread enters the kernel for completions again.
+func (u *uring) claim(c *Conn) bool {
+	r := u.ring
+	for i := range u.pending {
+		u.handleOf(c, &u.pending[i])
+	}
+	for head := *r.cqHead; head != atomic.LoadUint32(r.cqTail); head++ {
+		u.handleOf(c, &r.cqes[head&r.cqMask])
+	}
+	// What did not fit into the ring comes with the next entry.
+	return !r.overflown()
+}
+
+// handleOf handles a completion out of its turn if the connection received something by it.
+func (u *uring) handleOf(c *Conn, e *cqe) {
+	if e.userData == tag(kindRecv, c.slot, c.gen) || e.userData == tag(kindRecvMulti, c.slot, c.gen) {
+		now := *e
+		*e = cqe{}
+		u.handle(&now)
 	}
 }
 
