@@ -54,6 +54,9 @@ func (b *Block) nominations() (others, ok bool) {
 			return false, false
 		}
 		list := b.at(b.fields[i].value)
+		if s := str(list); s == "keep-alive" || s == "close" { // nearly always
+			continue
+		}
 		for len(list) > 0 {
 			var item []byte
 			item, list = nextItem(list)

@@ -5,9 +5,8 @@ import "math/bits"
 const (
 	// scratchSize is what one receive takes at most.
 	scratchSize = 64 << 10
-	// smallChunk holds a corked head or a small message, largeChunk what a slow peer makes us keep. The small one is a size
-	// class of Go's that is no power of two, so that chunks begin in different sets of the processor's cache.
-	smallChunk = 4864
+	// smallChunk holds a corked head or a small message, largeChunk what a slow peer makes us keep.
+	smallChunk = 4 << 10
 	largeChunk = 32 << 10
 	// Kept input is held in buffers of 2^minClass … 2^maxClass bytes.
 	minClass = 11

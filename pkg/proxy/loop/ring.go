@@ -166,28 +166,24 @@ func (r *ring) mapRings(p *uringParams) error {
 	return nil
 }
 
-// stagger keeps the beginnings of lent buffers, which is all that short messages touch, from falling into the same few sets
-// of the processor's cache, as they do at multiples of a page.
-const stagger = 4 * 64
-
 // buffers are lent to the kernel, which picks one for each receive of the group. Pages are touched in turn, so all of
 // them are resident in the end.
 type buffers struct {
-	size, stride, count int
-	ring                []bufEntry
-	tail                uint16
-	ringMem             []byte
-	mem                 []byte
+	size, count int
+	ring        []bufEntry
+	tail        uint16
+	ringMem     []byte
+	mem         []byte
 }
 
 func (r *ring) lend(group uint16, size, count int) (*buffers, error) {
-	b := &buffers{size: size, stride: size + stagger, count: count}
+	b := &buffers{size: size, count: count}
 	var err error
 	if b.ringMem, err = unix.Mmap(-1, 0, count*int(unsafe.Sizeof(bufEntry{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE); err != nil {
 		return nil, fmt.Errorf("map the buffers' ring: %w", err)
 	}
 	r.lent = append(r.lent, b)
-	if b.mem, err = unix.Mmap(-1, 0, count*b.stride, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE); err != nil {
+	if b.mem, err = unix.Mmap(-1, 0, count*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE); err != nil {
 		return nil, fmt.Errorf("map the buffers: %w", err)
 	}
 	b.ring = unsafe.Slice((*bufEntry)(unsafe.Pointer(&b.ringMem[0])), count)
@@ -209,13 +205,13 @@ func (r *ring) lend(group uint16, size, count int) (*buffers, error) {
 
 // filled is what a receive has put into a buffer; giveBack lends it again.
 func (b *buffers) filled(flags uint32, n int32) []byte {
-	at := int(flags>>cqeBufferShift) * b.stride
+	at := int(flags>>cqeBufferShift) * b.size
 	return b.mem[at : at+int(n) : at+int(n)]
 }
 
 func (b *buffers) giveBack(bid uint16) {
 	e := &b.ring[int(b.tail)&(b.count-1)]
-	e.addr = uint64(uintptr(unsafe.Pointer(&b.mem[int(bid)*b.stride])))
+	e.addr = uint64(uintptr(unsafe.Pointer(&b.mem[int(bid)*b.size])))
 	e.len, e.bid = uint32(b.size), bid
 	b.tail++
 	// The tail is 16 bits behind entry 0's id: both are stored as the word that they share, since the kernel reads the
