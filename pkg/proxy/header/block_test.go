@@ -53,6 +53,22 @@ func TestEveryKnownNameIsFoundAndNoOther(t *testing.T) {
 	}
 }
 
+func TestEveryByteAtEveryPlaceOfANameIsBroughtToLowerCase(t *testing.T) {
+	for n := 1; n <= 25; n++ {
+		for at := range n {
+			for c := range 256 {
+				raw := []byte(strings.Repeat("Q", n))
+				raw[at] = byte(c)
+				want := []byte(strings.Repeat("q", n))
+				want[at] = lowerTable[c]
+				if lowerInPlace(raw); string(raw) != string(want) {
+					t.Fatalf("byte %#x at %d of %d: %q, want %q", c, at, n, raw, want)
+				}
+			}
+		}
+	}
+}
+
 func TestNamesAreBroughtToLowerCase(t *testing.T) {
 	for _, name := range []string{"A", "Content-Length", "X-ENVOY-UPSTREAM-SERVICE-TIME", "x_[`@{", "ABCDEFGHZ@[`{z~"} {
 		raw := []byte(name)
