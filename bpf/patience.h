@@ -123,6 +123,17 @@ static __always_inline void sm_await(struct sm_aside_dir *dir, __u32 slot, __u64
 	__sync_val_compare_and_swap(&desk->call, slot + 1, 0);
 }
 
+/* Calls without waiting: the proxy takes all at once that waits in its socket, so that what waits here comes there, and may
+ * have caught up before the next message. */
+static __always_inline void sm_call(struct sm_aside_dir *dir, __u32 slot)
+{
+	__u32 at = dir->desk;
+	volatile struct sm_aside_desk *desk = bpf_map_lookup_elem(&aside_desks, &at);
+
+	if (desk && !desk->call)
+		desk->call = slot + 1;
+}
+
 /* Has the proxy forwarded all that the sender has sent? unsent: TCP has not even passed it on, and won't while the sender
  * holds its socket. */
 static __always_inline bool sm_caught_up(struct sm_aside_dir *dir, __u32 slot, __u64 sent, bool unsent)
@@ -130,8 +141,10 @@ static __always_inline bool sm_caught_up(struct sm_aside_dir *dir, __u32 slot, _
 	/* An atomic read: what it says must be true of everything that is read after it. */
 	if (__sync_fetch_and_add(&dir->forwarded, 0) == sent)
 		return true;
-	if (unsent)
+	if (unsent) {
+		sm_call(dir, slot);
 		return false;
+	}
 	sm_await(dir, slot, sent);
 	return __sync_fetch_and_add(&dir->forwarded, 0) == sent;
 }

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,8 +15,16 @@ import (
 //
 // So that nobody starves, however many call, the callers get so much in each wake-up and then wait like everybody else.
 
-// callsPerWakeup bounds the bytes, and the reads at 64 KiB each, that callers may have served before others.
-const callsPerWakeup = 4 << 20
+const (
+	// callsPerWakeup bounds the bytes, and the reads at 64 KiB each, that callers may have served before others; the last
+	// read may bring more.
+	callsPerWakeup = 4 << 20
+	// callRead is what one read for a caller takes at most: what TCP lets wait in a socket by default, all at once. A sender
+	// that goes by TCP and never pauses has its own queue full as well, and while it writes nothing leaves that, so
+	// waiting would be in vain. But the window opens by what one read takes: if that is more than what the sender has queued,
+	// all of it comes at once, and from then on what has to be waited for is here.
+	callRead = 8 << 20
+)
 
 // Desk is where a loop is called. Both words are in memory that is shared with the callers.
 type Desk struct {
@@ -30,7 +39,8 @@ type calls struct {
 	desk    Desk // at which nobody calls while numbers is empty: the memory may be gone then
 	quiet   Desk
 	numbers map[uint32]*Conn
-	left    int // of callsPerWakeup
+	left    int    // of callsPerWakeup
+	buf     []byte // for callRead, once somebody has called
 }
 
 func (k *calls) init() {
@@ -89,21 +99,50 @@ func (l *Loop) answer() {
 func (l *Loop) attend(c *Conn) {
 	for l.calls.left > 0 && l.backend.claim(c) && c.state == stateOpen && c.want()&wantIn != 0 {
 		b := l.room(c)
+		if c.inW == c.inR && l.pool.lent < crowded {
+			b = l.calls.room()
+		}
 		n, errno := sysRead(c.fd, b)
 		l.stats.syscalls++
-		l.calls.left -= scratchSize
+		l.calls.left -= max(scratchSize, n)
 		if errno == unix.EINTR {
 			continue
 		}
 		if errno == unix.EAGAIN || errno == 0 && n == 0 { // the end is told in its turn
 			break
 		}
-		l.received(c, b[:max(n, 0)], errno)
+		l.receivedMuch(c, b[:max(n, 0)], errno)
 	}
 	// What was corked for the batch is what the caller waits for.
 	for _, to := range l.dirty {
 		l.push(to)
 	}
+}
+
+// room is for one read.
+func (k *calls) room() []byte {
+	if k.buf == nil {
+		k.buf = make([]byte, callRead)
+	}
+	return k.buf
+}
+
+// receivedMuch is received, in pieces of the usual size, as long as somebody wants them.
+func (l *Loop) receivedMuch(c *Conn, b []byte, errno syscall.Errno) {
+	for len(b) > scratchSize {
+		l.received(c, b[:scratchSize], 0)
+		b = b[scratchSize:]
+		if c.state != stateOpen {
+			return
+		}
+		if c.want()&wantIn == 0 || c.inW > c.inR {
+			l.keep(c, b)
+			c.unwanted = true // until it is offered
+			c.offerAgain()
+			return
+		}
+	}
+	l.received(c, b, errno)
 }
 
 // push sends pending output by system calls of its own until it is gone or the kernel takes no more. Where the backend is
