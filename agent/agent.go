@@ -116,6 +116,7 @@ func New(cfg config.Config, log *slog.Logger, level *slog.LevelVar) (_ *Agent, e
 	a.engine, err = proxy.New(proxy.Config{
 		Concurrency: cfg.Concurrency, IO: cfg.IO, MaxConnsPerPod: cfg.MaxConnectionsPerPod,
 		Own: a.datapath.Own, Leave: a.leaveListener, OriginalDst: a.originalDst, StepAside: a.stepAside,
+		PairUp:  aside.PairUp(a.datapath.AsideEnd, a.datapath.PairUp),
 		Metrics: a.metrics, Logs: a.logs, Logger: log.With("component", "proxy"),
 	})
 	if err != nil {

@@ -46,6 +46,19 @@ static __always_inline bool sm_is_countable(struct sm_sock *st)
 	return st->tcp_counted && (st->latch != SM_PASS || st->reason == SM_WHY_SLOW_READER);
 }
 
+/* Does the socket's own slot still hold its token? Another may be given to it then only if the proxy has not used that one: it
+ * was for bodies, all of which are over, and the proxy lends the connection to somebody else. */
+static __always_inline bool sm_is_taken(struct sm_sock *st)
+{
+	__u32 slot = st->aside_slot;
+	struct sm_aside_dir *dir;
+
+	if (st->aside == SM_ASIDE_NONE)
+		return false;
+	dir = bpf_map_lookup_elem(&aside_slots, &slot);
+	return st->aside == SM_ASIDE_ON || !dir || dir->token == st->aside_token;
+}
+
 static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_dir *dir, struct sm_tuple *far, __u64 token,
 					  __u32 slot)
 {
@@ -54,7 +67,7 @@ static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_d
 
 	if (!st || !tp || st->state != SM_ENROLLED_STATE)
 		return SM_ASIDE_NEAR_PLAIN;
-	if (st->aside != SM_ASIDE_NONE)
+	if (sm_is_taken(st))
 		return SM_ASIDE_TAKEN;
 	if (!sm_is_countable(st)) {
 		st->aside_reason = SM_ASIDE_BY_TCP;
@@ -64,12 +77,13 @@ static __always_inline __u8 sm_arm_socket(struct bpf_sock *sk, struct sm_aside_d
 		st->aside_reason = SM_ASIDE_FAR_PLAIN;
 		return SM_ASIDE_FAR_PLAIN;
 	}
+	dir->carried = st->aside_bytes;
 	st->route = *far;
 	st->aside_slot = slot;
-	st->aside_token = token;
 	st->aside_reason = SM_ASIDE_OK;
-	/* Atomic, so that whoever sees it sees the rest. */
-	__sync_fetch_and_or(&st->aside, SM_ASIDE_ARMED);
+	/* Atomic, so that whoever sees it sees the rest. Nobody acts on it before the proxy sets the budget. */
+	__sync_lock_test_and_set(&st->aside_token, token);
+	__sync_lock_test_and_set(&st->aside, SM_ASIDE_ARMED);
 	return SM_ASIDE_OK;
 }
 

@@ -20,10 +20,13 @@
  * That the far socket is still the one that was meant, and not another under the same addresses and ports, follows from
  * this: its peer, the proxy's far socket, holds them as long as it is open; before the proxy closes it, it takes the
  * token away; and if the proxy was killed, then its near socket, whose addresses the sender itself holds, is not in
- * sm_pairs any more when the sender has got its FIN. */
+ * sm_pairs any more when the sender has got its FIN.
+ *
+ * The same for the body of a single message, after which the direction is the proxy's again: body.h. */
 #ifndef SM_ASIDE_H
 #define SM_ASIDE_H
 
+#include "body.h"
 #include "pairs.h"
 #include "patience.h"
 
@@ -120,18 +123,18 @@ static __always_inline void sm_count_aside(__u32 slot)
 	first = bpf_map_lookup_elem(&aside_slots, &slot);
 	if (first && !__sync_fetch_and_or(&first->seen, 1))
 		SM_COUNT(stepped_aside);
-	SM_COUNT(aside_directions);
 }
 
 /* Armed: tries to begin with this message. True: it goes straight to the far socket; false: it goes where it would have
  * gone, except that a direction that had been slow may be redirected again (latch). */
 static __always_inline bool sm_aside_begin(struct sk_msg_md *msg, struct bpf_sock *sk, struct sm_sock *st,
-					   struct sm_aside_dir *dir, struct sm_tuple *peer)
+					   struct sm_aside_dir *dir, struct sm_tuple *peer, bool patient)
 {
 	struct sm_tuple far;
 	struct sock *to;
 
-	if (!sm_caught_up(dir, st->aside_slot, sm_sent_to_proxy(sk, st), sm_unsent(sk)))
+	/* The token once more: what was read is this direction's. */
+	if (!sm_caught_up(dir, st->aside_slot, sm_sent_to_proxy(sk, st), !patient || sm_unsent(sk)) || dir->token != st->aside_token)
 		return false;
 	if (!sm_redirect(msg, peer))
 		return false;
@@ -156,7 +159,7 @@ static __always_inline bool sm_aside_begin(struct sk_msg_md *msg, struct bpf_soc
 		st->aside = SM_ASIDE_ON;
 		st->aside_reason = SM_ASIDE_OK;
 		sm_forget_backlog(st);
-		sm_count_aside(st->aside_slot);
+		SM_COUNT(aside_directions);
 		return true;
 	}
 	sm_redirect(msg, peer);
@@ -186,30 +189,70 @@ static __always_inline bool sm_aside_go_on(struct sk_msg_md *msg, struct bpf_soc
 	return true;
 }
 
-/* Decides about a message of a socket whose connection the proxy has handed over. True: it was sent straight to the far
- * socket and is accounted for. */
+/* From how many bytes on the rest of a body is worth waiting for the proxy. */
+#define SM_WAIT_WORTH (256 * 1024ull)
+
+/* Decides about a message of a socket whose connection, or body, the proxy has handed over. True: it was sent straight to
+ * the far socket, at least its beginning, and is accounted for. */
 static __always_inline bool sm_step_past(struct sk_msg_md *msg, struct bpf_sock *sk, struct sm_sock *st,
 					 struct sm_tuple *peer, __u32 size)
 {
-	__u32 slot = st->aside_slot;
+	__u32 slot = st->aside_slot, whole = size;
 	struct sm_aside_dir *dir = bpf_map_lookup_elem(&aside_slots, &slot);
+	__u64 budget, at, left = SM_NO_BUDGET;
+	bool first = st->aside == SM_ASIDE_ARMED;
 
 	if (!dir)
 		return false;
+	/* An atomic read, before that of the token: see body.h. */
+	budget = __sync_fetch_and_add(&dir->budget, 0);
 	if (dir->token != st->aside_token) {
 		if (st->aside == SM_ASIDE_ON)
 			sm_aside_ended(st, SM_ASIDE_ENDED);
 		return false;
 	}
-	if (st->aside == SM_ASIDE_ARMED ? !sm_aside_begin(msg, sk, st, dir, peer) : !sm_aside_go_on(msg, sk, st, peer))
+	if (budget != SM_NO_BUDGET) {
+		at = sm_sent_to_proxy(sk, st) + st->aside_bytes;
+		if (at >= budget)
+			return false;
+		left = budget - at;
+	}
+	if (first ? !sm_aside_begin(msg, sk, st, dir, peer, left >= SM_WAIT_WORTH) : !sm_aside_go_on(msg, sk, st, peer))
 		return false;
+	if (budget != SM_NO_BUDGET) {
+		if (sm_may_be_refused((struct sock *)st->aside_far)) {
+			st->aside = SM_ASIDE_ARMED;
+			st->aside_reason = SM_ASIDE_MEMORY;
+			if (!first)
+				SM_COUNT(aside_returned);
+			return false;
+		}
+		st->aside_rest = 0;
+		if (size > left) {
+			size = left;
+			bpf_msg_apply_bytes(msg, size);
+			st->aside_rest = whole - size;
+		}
+		st->aside_part = 1;
+		if (dir->seen != (__u32)budget) {
+			dir->seen = budget;
+			SM_COUNT(aside_bodies);
+		}
+		SM_COUNT_BYTES(aside_messages, aside_body_bytes, size);
+	} else {
+		if (first)
+			sm_count_aside(slot);
+		SM_COUNT(aside_messages);
+	}
 	st->redirected_bytes += size;
 	st->aside_bytes += size;
 	SM_COUNT_BYTES(redirected_messages, redirected_bytes, size);
-	SM_COUNT_BYTES(aside_messages, aside_bytes, size);
+	SM_ADD(aside_bytes, size);
 	dir->carried = st->aside_bytes;
 	dir->last = bpf_ktime_get_coarse_ns();
-	if (sm_overfull(msg, st, size, true)) {
+	if (size < whole) {
+		st->aside = SM_ASIDE_ARMED; /* the rest can't go by TCP, even if the receiver is slow */
+	} else if (sm_overfull(msg, st, size, true)) {
 		st->aside = SM_ASIDE_ARMED;
 		st->aside_reason = SM_ASIDE_SLOW_READER;
 		/* By TCP, which stops the sender while the proxy waits for the receiver. */
@@ -217,6 +260,8 @@ static __always_inline bool sm_step_past(struct sk_msg_md *msg, struct bpf_sock 
 		st->reason = SM_WHY_SLOW_READER;
 		sm_forget_backlog(st);
 		SM_COUNT(aside_returned);
+	} else if (size == left) {
+		st->aside = SM_ASIDE_ARMED; /* for the next body, if its receiver has everything then */
 	}
 	return true;
 }

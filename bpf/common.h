@@ -119,6 +119,7 @@ enum sm_aside_why {
 	SM_ASIDE_SPLICES,     /* the receiver's application splices */
 	SM_ASIDE_FAR_GONE,    /* the receiver has closed */
 	SM_ASIDE_ENDED,       /* the proxy has ended the connection */
+	SM_ASIDE_MEMORY,      /* the receiver's memory is short: its kernel might refuse bytes that are counted already */
 };
 
 /* Addresses are bytes so that dumps are readable, and aligned so that they move as words. */
@@ -299,7 +300,7 @@ struct sm_sock {
 	/* What follows is explained in aside.h. */
 	__u32 aside;      /* enum sm_aside_state */
 	__u32 aside_slot;
-	__u32 pad2;
+	__u32 aside_rest; /* of the last message that went past the proxy as part of a body, what was cut off for the next verdict */
 	struct sm_tuple route; /* the socket's own key in sm_pairs; the far socket's from SM_ASIDE_ARMED on */
 	__u64 aside_bytes;     /* of redirected_bytes, those that skipped the proxy */
 	__u64 aside_token;
@@ -309,7 +310,7 @@ struct sm_sock {
 	__u8 aside_reason;     /* enum sm_aside_why */
 	__u8 tcp_counted;      /* what it sends by TCP is known from its first byte on */
 	__u8 ahead;            /* enum sm_ahead: see patience.h */
-	__u8 pad;
+	__u8 aside_part;       /* the last message went past the proxy as part of a body */
 };
 
 /* One direction of a connection that the proxy hands over, shared between the kernel and the proxy's memory. A cache
@@ -320,10 +321,10 @@ struct sm_aside_dir {
 	__u64 relay;     /* that socket, in the kernel */
 	__u64 carried;   /* bytes that have skipped the proxy. Written by sm_msg, as is the next: */
 	__u64 last;      /* when the last one did: CLOCK_MONOTONIC_COARSE */
-	__u64 seen;      /* in the first of the two: has either begun? */
+	__u64 budget;    /* up to which of the sender's bytes may skip the proxy: see body.h. Written by the proxy */
 	__u64 rested;    /* how long the sender may wait for the proxy, as a time on the clock: see patience.h */
 	__u32 desk;      /* where a sender that waits says so. Written by the proxy */
-	__u32 pad;
+	__u32 seen;      /* of a connection, in the first of the two: has either begun? Of bodies: the last's budget, if that has */
 };
 
 /* Where senders that wait for a loop of the proxy call it, so that it serves them first: see patience.h. */
@@ -334,6 +335,7 @@ struct sm_aside_desk {
 };
 
 #define SM_ASIDE_DESKS 256
+#define SM_NO_BUDGET (~0ull) /* all bytes, to the end of the connection */
 
 /* What the proxy asks of sm_step_aside. The first bytes are taken for an Ethernet header. */
 struct sm_aside_request {
@@ -389,6 +391,8 @@ struct sm_counters {
 	__u64 outside_errors;    /* ICMP errors translated */
 	__u64 udp_repicked;     /* flows of UDP sockets that went to another backend because theirs was gone */
 	__u64 bind_refused;     /* attempts to take the proxy's port beside its listener */
+	__u64 aside_bodies;     /* bodies of messages of which a part has skipped the proxy */
+	__u64 aside_body_bytes; /* of aside_bytes, theirs */
 };
 
 /* An application that splices: whoever accepts on a port of a network namespace, or what connects from a container. */

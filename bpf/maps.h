@@ -230,6 +230,13 @@ static __always_inline struct sm_counters *sm_counts(void)
 			c_->field++;                                                               \
 	})
 
+#define SM_ADD(field, n)                                                                           \
+	({                                                                                         \
+		struct sm_counters *c_ = sm_counts();                                              \
+		if (c_)                                                                            \
+			c_->field += (n);                                                          \
+	})
+
 /* Counts a message and its bytes. */
 #define SM_COUNT_BYTES(messages, bytes, n)                                                         \
 	({                                                                                         \

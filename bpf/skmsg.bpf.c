@@ -70,17 +70,20 @@ int sm_msg(struct sk_msg_md *msg)
 	struct sm_tuple self, peer;
 	struct sm_sock *st;
 	__u32 size = msg->size;
+	bool rest = false;
 
 	if (!sk)
 		return SK_PASS;
 	st = bpf_sk_storage_get(&sm_sock, sk, 0, 0);
 	if (!st)
 		return SK_PASS;
+	if (st->aside_part)
+		rest = sm_body_rest(msg, st);
 	if (st->latch == SM_PASS && !sm_may_recover(sk, st))
 		goto pass;
 	/* After its own shutdown(SHUT_WR), or a reset, a socket can't send: TCP has the errno. */
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
-		return SK_PASS;
+		return rest ? SK_DROP : SK_PASS;
 
 	SM_TUPLE(msg, &self);
 	sm_mirror(&peer, &self);
@@ -126,6 +129,10 @@ int sm_msg(struct sk_msg_md *msg)
 	}
 	return SK_PASS;
 pass:
+	/* The rest of a message that was carried: passing it would send it after its beginning, to the far socket (body.h). The
+	 * sender hears that only the beginning was sent, and what it sends next goes by TCP. */
+	if (rest)
+		return SK_DROP;
 	sm_sent_to_proxy(sk, st);
 	st->passed_bytes += size;
 	SM_COUNT_BYTES(passed_messages, passed_bytes, size);

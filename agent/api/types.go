@@ -49,6 +49,9 @@ type StepAside struct {
 	Open     int    `json:"open"`             // connections that may skip the proxy now
 	Bytes    uint64 `json:"bytes"`            // that have; they are among the redirected ones
 	Returned uint64 `json:"returned"`         // directions that came back because their receiver was slow
+	// Bodies: HTTP messages whose body has skipped the proxy for a part; BodyBytes of Bytes are theirs.
+	Bodies    uint64 `json:"bodies"`
+	BodyBytes uint64 `json:"body_bytes"`
 }
 
 // Probe is one kernel feature that was looked for.

@@ -84,7 +84,8 @@ func writeStatus(w io.Writer, s api.Status) error {
 	more("%d pairs, %s socket to socket, %s by TCP", s.Acceleration.Pairs,
 		cli.Bytes(s.Acceleration.RedirectedBytes), cli.Bytes(s.Acceleration.PassedBytes))
 	if aside := s.Acceleration.StepAside; aside.Active || aside.Bytes > 0 {
-		more("%d connections may skip the proxy now; %d have, with %s", aside.Open, s.Connections.SteppedAside, cli.Bytes(aside.Bytes))
+		more("%d connections may skip the proxy now; %d have, with %s, and %d bodies of messages, with %s", aside.Open, s.Connections.SteppedAside,
+			cli.Bytes(aside.Bytes-aside.BodyBytes), aside.Bodies, cli.Bytes(aside.BodyBytes))
 	}
 	if aside := s.Acceleration.StepAside; !aside.Active && s.Acceleration.Active {
 		more("- new connections don't skip the proxy: %s", aside.Reason)

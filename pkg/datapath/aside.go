@@ -90,13 +90,18 @@ func (t *asides) give(slot uint32) {
 	t.open--
 }
 
-// Aside is a connection that was handed over. Its methods may be called from one goroutine at a time.
+// Aside is a connection that was handed over, or a pair of connections of which bodies are. Its methods may be called from
+// one goroutine at a time.
 type Aside struct {
 	t       *asides
 	slot    uint32
 	closed  bool
+	base    [2]uint64 // what the senders' sockets had counted before
 	carried [2]uint64 // once closed
 }
+
+// noBudget is SM_NO_BUDGET.
+const noBudget = ^uint64(0)
 
 // StepAside lets the bytes of a connection skip the proxy, from the next moment in which none are under way in it. down and
 // up are the proxy's sockets, up being connected to the endpoint. toServer is how many of the client's bytes up has
@@ -105,18 +110,45 @@ type Aside struct {
 // Each direction is judged on its own; if neither can skip the proxy the error says why, and wraps ErrNotAside.
 // `sockmesh sockets` shows it. Costs four system calls.
 func (d *Datapath) StepAside(down, up int, toServer, toClient uint64) (*Aside, error) {
+	a, err := d.PairUp(d.AsideEnd(down), d.AsideEnd(up))
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range [2]uint64{toServer, toClient} {
+		a.dir(i).Rested = 0
+		a.Forwarded(i).Store(n)
+		atomic.StoreUint64(&a.dir(i).Budget, noBudget)
+	}
+	return a, nil
+}
+
+// AsideEnd is one of the proxy's sockets, as PairUp must know it.
+type AsideEnd struct {
+	key      tupleKey
+	enrolled bool
+	err      error
+}
+
+// AsideEnd looks at a socket, by one or two system calls. What it finds holds for as long as the socket is connected.
+func (d *Datapath) AsideEnd(fd int) AsideEnd {
+	st, err := d.socketState(fd)
+	if err != nil && !errors.Is(err, ErrNoOrigin) {
+		return AsideEnd{err: err}
+	}
+	return AsideEnd{key: st.Route, enrolled: err == nil && st.State == stateEnrolled}
+}
+
+// PairUp makes ready for bodies of messages between two connections to skip the proxy; none do until Aside.Allow. A socket may
+// be in one Aside at a time, and the last must be closed before the next. Errors are StepAside's. Costs one system call.
+func (d *Datapath) PairUp(down, up AsideEnd) (*Aside, error) {
 	t := d.asides.Load()
 	if t == nil || !d.StepsAside() {
 		return nil, fmt.Errorf("%w: it is switched off", ErrNotAside)
 	}
-	var ends [2]sockValue
-	for i, fd := range []int{down, up} {
-		var err error
-		if ends[i], err = d.socketState(fd); err != nil && !errors.Is(err, ErrNoOrigin) {
-			return nil, err
-		}
+	if err := errors.Join(down.err, up.err); err != nil {
+		return nil, err
 	}
-	if ends[0].State != stateEnrolled {
+	if !down.enrolled {
 		return nil, fmt.Errorf("%w: the client's leg is not redirected", ErrNotAside)
 	}
 	slot, ok := t.take()
@@ -125,18 +157,20 @@ func (d *Datapath) StepAside(down, up int, toServer, toClient uint64) (*Aside, e
 	}
 	a := &Aside{t: t, slot: slot}
 	token := rand.Uint64() | 1
-	for i, n := range [2]uint64{toServer, toClient} {
+	for i := range 2 {
 		dir := a.dir(i)
-		*dir = asideDir{Forwarded: n}
+		*dir = asideDir{Rested: 1} // the first wait is no longer than others
 		atomic.StoreUint64(&dir.Token, token)
 	}
-	rq := asideRequest{Token: token, Slot: slot}
-	rq.Down = ends[0].Route
-	if ends[1].State == stateEnrolled {
-		rq.Up = ends[1].Route
+	rq := asideRequest{Token: token, Slot: slot, Down: down.key}
+	if up.enrolled {
+		rq.Up = up.key
 	}
 	why, err := t.prog.Run(&ebpf.RunOptions{Data: unsafe.Slice((*byte)(unsafe.Pointer(&rq)), unsafe.Sizeof(rq))})
 	if err == nil && (why&0xff == 0 || why>>8 == 0) {
+		for i := range a.base {
+			a.base[i] = atomic.LoadUint64(&a.dir(i).Carried)
+		}
 		return a, nil
 	}
 	a.Close()
@@ -166,12 +200,24 @@ func (a *Aside) Calls(loop int) (call, beat *atomic.Uint32, numbers [2]uint32) {
 	return (*atomic.Uint32)(unsafe.Pointer(&desk.Call)), (*atomic.Uint32)(unsafe.Pointer(&desk.Beat)), numbers
 }
 
+// Allow lets bytes of one message skip the proxy: those of the direction's sender behind the first received, which came
+// to the proxy, and what was carried, so many of them. The byte behind comes to the proxy. Before, Forwarded must be right
+// for this message, and the byte behind the last allowed ones must have come to the proxy: bpf/body.h says why. No system
+// call.
+func (a *Aside) Allow(direction int, received, bytes uint64) {
+	if a.closed {
+		return
+	}
+	dir := a.dir(direction)
+	atomic.StoreUint64(&dir.Budget, received+atomic.LoadUint64(&dir.Carried)+bytes)
+}
+
 // Carried is how many bytes have skipped the proxy.
 func (a *Aside) Carried(direction int) uint64 {
 	if a.closed {
 		return a.carried[direction]
 	}
-	return atomic.LoadUint64(&a.dir(direction).Carried)
+	return atomic.LoadUint64(&a.dir(direction).Carried) - a.base[direction]
 }
 
 // Quiet is how long ago the last byte skipped the proxy, to some milliseconds; false: none has yet.
@@ -199,7 +245,7 @@ func (a *Aside) Close() {
 		atomic.StoreUint64(&a.dir(i).Token, 0)
 	}
 	for i := range a.carried {
-		a.carried[i] = atomic.LoadUint64(&a.dir(i).Carried)
+		a.carried[i] = atomic.LoadUint64(&a.dir(i).Carried) - a.base[i]
 	}
 	a.closed = true
 	a.t.give(a.slot)
@@ -237,10 +283,13 @@ type StepAsideStatus struct {
 	Bytes uint64 `json:"bytes"`
 	// Directions that came back because their receiver was slow.
 	Returned uint64 `json:"returned"`
+	// Bodies of which a part has skipped the proxy, and what of Bytes is theirs.
+	Bodies    uint64 `json:"bodies"`
+	BodyBytes uint64 `json:"body_bytes"`
 }
 
 func (d *Datapath) stepAsideStatus(c *Counters) StepAsideStatus {
-	s := StepAsideStatus{Bytes: c.AsideBytes, Returned: c.AsideReturned}
+	s := StepAsideStatus{Bytes: c.AsideBytes, Returned: c.AsideReturned, Bodies: c.AsideBodies, BodyBytes: c.AsideBodyBytes}
 	d.mu.Lock()
 	s.Reason = d.asideReason
 	accelerating := d.flags&flagAccelerate != 0

@@ -82,6 +82,7 @@ var asideReasons = [...]string{
 	"the receiver's application splices",
 	"the receiver has closed",
 	"the proxy has ended the connection",
+	"the receiver's memory is short",
 }
 
 func asideReason(why uint8) string {

@@ -49,10 +49,10 @@ type sockmeshSmAsideDir struct {
 	Relay     uint64
 	Carried   uint64
 	Last      uint64
-	Seen      uint64
+	Budget    uint64
 	Rested    uint64
 	Desk      uint32
-	Pad       uint32
+	Seen      uint32
 }
 
 type sockmeshSmAsideRequest struct {
@@ -155,6 +155,8 @@ type sockmeshSmCounters struct {
 	OutsideErrors      uint64
 	UdpRepicked        uint64
 	BindRefused        uint64
+	AsideBodies        uint64
+	AsideBodyBytes     uint64
 }
 
 type sockmeshSmFrag struct {
@@ -338,7 +340,7 @@ type sockmeshSmSock struct {
 	SmallestMean    uint32
 	Aside           uint32
 	AsideSlot       uint32
-	Pad2            uint32
+	AsideRest       uint32
 	Route           sockmeshSmTuple
 	AsideBytes      uint64
 	AsideToken      uint64
@@ -348,7 +350,7 @@ type sockmeshSmSock struct {
 	AsideReason     uint8
 	TcpCounted      uint8
 	Ahead           uint8
-	Pad             uint8
+	AsidePart       uint8
 }
 
 type sockmeshSmSocketRow struct {
@@ -372,7 +374,7 @@ type sockmeshSmSocketRow struct {
 		SmallestMean    uint32
 		Aside           uint32
 		AsideSlot       uint32
-		Pad2            uint32
+		AsideRest       uint32
 		Route           struct {
 			_          structs.HostLayout
 			Local      [16]uint8
@@ -390,7 +392,7 @@ type sockmeshSmSocketRow struct {
 		AsideReason   uint8
 		TcpCounted    uint8
 		Ahead         uint8
-		Pad           uint8
+		AsidePart     uint8
 	}
 	Local      [16]uint8
 	Remote     [16]uint8

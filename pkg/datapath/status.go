@@ -108,6 +108,8 @@ type Counters struct {
 	OutsideErrors      uint64 `json:"outside_errors"`    // ICMP errors translated
 	UdpRepicked        uint64 `json:"udp_repicked"`      // flows of UDP sockets that moved because their backend was gone
 	BindRefused        uint64 `json:"bind_refused"`      // attempts of pods' processes to bind the proxy's port beside its listener
+	AsideBodies        uint64 `json:"aside_bodies"`      // bodies of messages of which a part has skipped the proxy
+	AsideBodyBytes     uint64 `json:"aside_body_bytes"`  // of AsideBytes, theirs
 }
 
 // ReconcilerStatus says how far the maps follow the wanted state.

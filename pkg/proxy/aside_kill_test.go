@@ -24,6 +24,9 @@ import (
 // victimEnv has the victim's datapath configuration; its network namespaces are descriptors 3 and 4.
 const victimEnv = "SOCKMESH_TEST_VICTIM"
 
+// victimHTTP, if it is set, has the victim speak HTTP.
+const victimHTTP = "SOCKMESH_TEST_VICTIM_HTTP"
+
 func TestMain(m *testing.M) {
 	if cfg := os.Getenv(victimEnv); cfg != "" {
 		beVictim(cfg)
@@ -49,7 +52,11 @@ func beVictim(cfg string) {
 	}
 	h.datapath.Logger = slog.New(slog.DiscardHandler)
 	h.prepare()
+	if os.Getenv(victimHTTP) != "" {
+		h.chain = httpChain(outside{}, "orig")
+	}
 	h.engine.StepAside, h.engine.StepAsideAfter = h.stepAside, 1
+	h.engine.PairUp = h.pairUp
 	h.start(outside{}, 64<<10)
 	fmt.Println("ready")
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -70,7 +77,7 @@ type victim struct {
 	out *bufio.Scanner
 }
 
-func (h *hooked) startVictim(t testing.TB) *victim {
+func (h *hooked) startVictim(t testing.TB, env ...string) *victim {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -83,7 +90,7 @@ func (h *hooked) startVictim(t testing.TB) *victim {
 		t.Fatal(err)
 	}
 	v := &victim{t: t, cmd: exec.Command(exe)}
-	v.cmd.Env = append(os.Environ(), victimEnv+"="+string(raw))
+	v.cmd.Env = append(append(os.Environ(), victimEnv+"="+string(raw)), env...)
 	v.cmd.ExtraFiles = []*os.File{h.pod, h.server}
 	v.cmd.Stderr = os.Stderr
 	if v.in, err = v.cmd.StdinPipe(); err != nil {

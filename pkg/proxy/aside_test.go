@@ -26,6 +26,9 @@ func newStepping(t *testing.T, after int, change ...func(*setup)) *hooked {
 		s.engine.StepAside = func(down, up int, toServer, toClient uint64) (aside.Handle, error) {
 			return h.stepAside(down, up, toServer, toClient)
 		}
+		s.engine.PairUp = func(down, up *aside.End) (aside.Pairing, error) {
+			return h.pairUp(down, up)
+		}
 	}}, change...)...)
 	return h
 }
@@ -36,6 +39,10 @@ func (h *hooked) stepAside(down, up int, toServer, toClient uint64) (aside.Handl
 		return nil, err
 	}
 	return a, nil
+}
+
+func (h *hooked) pairUp(down, up *aside.End) (aside.Pairing, error) {
+	return aside.PairUp(h.d.AsideEnd, h.d.PairUp)(down, up)
 }
 
 // pair connects a client through the proxy to a listener in the server's namespace.

@@ -90,6 +90,8 @@ type Config struct {
 	// StepAsideAfter is after how many pieces of data it is asked; 0 takes the project's own choice.
 	StepAside      aside.Func
 	StepAsideAfter int
+	// PairUp does the same for long bodies between an HTTP client's connection and an endpoint's; nil: never.
+	PairUp aside.PairFunc
 	// NewHTTP makes a loop's HTTP server; nil takes the project's own.
 	NewHTTP func(*Worker) HTTPServer
 

@@ -6,6 +6,6 @@ import "github.com/sockmesh/sockmesh/pkg/proxy/http"
 func newHTTP(w *Worker) HTTPServer {
 	return http.NewServer(http.Deps{
 		Loop: w.loop, Upstreams: w.upstreams, Snapshot: w.Snapshot, Shard: w.shard, Logs: w.e.cfg.Logs,
-		Logger: w.log, Own: w.e.cfg.Own, StepAside: w.e.cfg.StepAside, LocalAddr: w.e.cfg.LocalAddr,
+		Logger: w.log, Own: w.e.cfg.Own, StepAside: w.e.cfg.StepAside, PairUp: w.e.cfg.PairUp, LocalAddr: w.e.cfg.LocalAddr,
 	})
 }

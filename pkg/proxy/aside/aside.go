@@ -38,7 +38,10 @@ type Handle interface {
 }
 
 // Pair is a pair of connections whose bytes skip the proxy. The zero value is one whose bytes don't.
-type Pair struct{ h Handle }
+type Pair struct {
+	h   Handle
+	off func()
+}
 
 // Lead is by how many bytes more was received on one connection than was written to the other when all of it has been
 // forwarded: what came before the two became a pair, such as the head of a request. It may be negative, which is all
@@ -53,13 +56,23 @@ func (p *Pair) Step(ask Func, down, up *loop.Conn, lead Lead) bool {
 		return false
 	}
 	p.h = h
-	up.ShowWritten(h.Forwarded(ToServer), lead[ToServer], h.Close)
-	down.ShowWritten(h.Forwarded(ToClient), lead[ToClient], h.Close)
+	p.off = func() { // nothing is shown any more in what is given back
+		up.HideWritten()
+		down.HideWritten()
+		h.Close()
+	}
+	up.ShowWritten(h.Forwarded(ToServer), lead[ToServer], p.off)
+	down.ShowWritten(h.Forwarded(ToClient), lead[ToClient], p.off)
+	answer(h, down, up)
+	return true
+}
+
+// answer has senders that wait for the proxy call it.
+func answer(h Handle, down, up *loop.Conn) {
 	call, beat, numbers := h.Calls(down.Loop().Index())
 	desk := loop.Desk{Call: call, Beat: beat}
 	down.AnswerCalls(desk, numbers[ToServer])
 	up.AnswerCalls(desk, numbers[ToClient])
-	return true
 }
 
 // Between is the Lead of two connections at this moment, in which neither is offering bytes to its handler.
@@ -72,7 +85,7 @@ func Between(down, up *loop.Conn) (l Lead) {
 // End keeps further bytes from skipping the proxy, so that Carried is final.
 func (p *Pair) End() {
 	if p.h != nil {
-		p.h.Close()
+		p.off()
 	}
 }
 
@@ -92,7 +105,11 @@ func (p *Pair) Active(l *loop.Loop) int64 {
 	if p.h == nil {
 		return 0
 	}
-	ago, any := p.h.Quiet()
+	return active(p.h, l)
+}
+
+func active(h Handle, l *loop.Loop) int64 {
+	ago, any := h.Quiet()
 	if !any {
 		return 0
 	}

@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/http1"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
@@ -46,6 +47,9 @@ type clientConn struct {
 	keepAlive, tunnel, upgrade bool
 	paused                     bool
 	born                       int64
+
+	settler stream.Settler // of a body that may skip the proxy; nil: there is none
+	end     aside.End
 }
 
 // options of parsers for responses: Envoy's limits.
@@ -177,6 +181,14 @@ func (cc *clientConn) OnData(c *loop.Conn, b []byte) int {
 	switch cc.state {
 	case busy:
 		cc.info.Answered = true
+		if cc.settler != nil {
+			cc.settler.Settle()
+			if cc.parser.Left() > 0 && cc.parser.Left() < int64(len(b)) {
+				// Bytes behind a body that skipped the proxy: either the endpoint talks unasked, or the count is wrong.
+				cc.fail(stream.ProtocolError, "")
+				return len(b)
+			}
+		}
 	case unused:
 		// Nothing was asked. An endpoint that talks all the same (a time-out's 408, a late byte of the last
 		// response) must not have it taken for the answer to the next request.
@@ -202,6 +214,7 @@ func (cc *clientConn) OnData(c *loop.Conn, b []byte) int {
 			return len(b)
 		}
 		if ev == http1.NeedMore {
+			cc.waits()
 			return used
 		}
 		if cc.event(ev) {
@@ -215,7 +228,17 @@ func (cc *clientConn) OnData(c *loop.Conn, b []byte) int {
 	if cc.state != busy {
 		return len(b)
 	}
+	if used == len(b) {
+		cc.waits()
+	}
 	return used
+}
+
+// waits tells the router that all has been offered, if much more is to come.
+func (cc *clientConn) waits() {
+	if cc.parser.Left() >= aside.MinBody {
+		cc.handler.OnWaiting()
+	}
 }
 
 // event passes one piece of the response to the router. It returns true if that was the last one and the router

@@ -34,6 +34,8 @@ type Deps struct {
 	Logger    *slog.Logger
 	// StepAside lets the bytes of tunnels skip the proxy; nil: never.
 	StepAside aside.Func
+	// PairUp lets bodies do so; nil: never.
+	PairUp aside.PairFunc
 	// Own is told of upstream sockets before they connect.
 	Own func(fd int) error
 	// LocalAddr stands in x-forwarded-for for clients that came by loopback. Optional.
@@ -70,7 +72,7 @@ func NewServer(deps Deps) *Server {
 	s.router = router.New(router.Deps{
 		Loop: deps.Loop, Upstreams: deps.Upstreams, Pools: s.pools, Snapshot: deps.Snapshot,
 		Shard: deps.Shard, Logs: deps.Logs, Logger: deps.Logger, LocalAddr: deps.LocalAddr,
-		Observe: deps.Observe, StepAside: deps.StepAside,
+		Observe: deps.Observe, StepAside: deps.StepAside, PairUp: deps.PairUp,
 	})
 	return s
 }

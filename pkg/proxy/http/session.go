@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/http1"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
@@ -46,6 +47,9 @@ type session struct {
 	http10, keepAlive, isHead, isConnect bool
 
 	out response
+
+	settler stream.Settler // of a body that may skip the proxy; nil: there is none
+	end     aside.End
 }
 
 func newSession(srv *Server, c *loop.Conn, in *stream.ConnInfo) {
@@ -71,6 +75,9 @@ func (s *session) OnConnect(*loop.Conn, error) {}
 
 // OnData reads requests, one after the other.
 func (s *session) OnData(_ *loop.Conn, b []byte) int {
+	if s.settler != nil {
+		s.settler.Settle()
+	}
 	used := 0
 	for {
 		switch {
@@ -90,6 +97,8 @@ func (s *session) OnData(_ *loop.Conn, b []byte) int {
 		case s.reqDone || s.upgrading || s.paused:
 			if used < len(b) {
 				s.c.PauseRead() // one buffer of what comes early is enough
+			} else {
+				s.waits()
 			}
 			return used
 		}
@@ -104,6 +113,7 @@ func (s *session) OnData(_ *loop.Conn, b []byte) int {
 		}
 		switch ev {
 		case http1.NeedMore:
+			s.waits()
 			return used
 		case http1.Headers:
 			s.head()
@@ -119,6 +129,13 @@ func (s *session) OnData(_ *loop.Conn, b []byte) int {
 				s.req.OnData(nil, true)
 			}
 		}
+	}
+}
+
+// waits tells the router that all has been offered, if much more is to come.
+func (s *session) waits() {
+	if s.parser.Left() >= aside.MinBody {
+		s.req.OnWaiting()
 	}
 }
 

@@ -58,6 +58,18 @@ func (m *message) Framing() Framing { return m.framing }
 // Data is the piece of body that the last Data event is about: a slice of the input.
 func (m *message) Data() []byte { return m.data }
 
+// Left is how many bytes of a body of known length have not been seen; 0 where there is no such body.
+func (m *message) Left() int64 {
+	if m.state != atFixed {
+		return 0
+	}
+	return m.remain
+}
+
+// Skip says that the next n bytes of such a body, less than are left, won't be seen: they have come to their receiver by
+// another way.
+func (m *message) Skip(n int64) { m.remain -= n }
+
 // Idle says that nothing but blank lines has come of the current message: the peer is between messages.
 func (m *message) Idle() bool { return m.state == atStart && !m.started }
 

@@ -108,6 +108,7 @@ func (l *Loop) attend(c *Conn) {
 		if errno == unix.EINTR {
 			continue
 		}
+		c.filled = n == len(b)
 		if errno == unix.EAGAIN || errno == 0 && n == 0 { // the end is told in its turn
 			break
 		}

@@ -83,6 +83,7 @@ type Conn struct {
 	dirty, drained, above, queued, reoffer, offering bool
 	resetLast, acking, aborted                       bool
 	dialled                                          bool // by us, not accepted
+	filled                                           bool // the last receive filled its buffer
 	// What a backend that completes has under way; unwanted: it received what nobody has been offered.
 	receiving, multi, polling, cancelling, unwanted bool
 	shorts                                          uint8 // short messages in a row
@@ -183,6 +184,18 @@ func (c *Conn) ShowWritten(at *atomic.Uint64, plus uint64, before func()) {
 	c.shown, c.shownPlus, c.unshown = at, plus, before
 	at.Store(c.written + plus)
 }
+
+// HideWritten ends ShowWritten and AnswerCalls; before is not called any more.
+func (c *Conn) HideWritten() {
+	c.shown, c.unshown = nil, nil
+	c.unanswer()
+}
+
+// Offering says that bytes are being offered at this moment, by a call of OnData that has not returned.
+func (c *Conn) Offering() bool { return c.offering }
+
+// Emptied says that the last receive, as far as can be told from its length, has left nothing behind in the kernel.
+func (c *Conn) Emptied() bool { return !c.filled }
 
 // Buffered is how many written bytes the kernel hasn't taken yet.
 func (c *Conn) Buffered() int { return c.outLen }

@@ -455,9 +455,9 @@ func (l *Loop) kill(c *Conn, err error) {
 func (l *Loop) bury(c *Conn) {
 	c.unanswer()
 	if c.shown != nil {
-		c.shown = nil
-		c.unshown()
-		c.unshown = nil
+		before := c.unshown
+		c.HideWritten()
+		before()
 	}
 	if c.fd >= 0 {
 		l.backend.release(c)

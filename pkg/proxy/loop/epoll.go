@@ -249,6 +249,7 @@ func (e *epoll) readable(c *Conn) {
 		default:
 			n = 0
 		}
+		c.filled = n == len(b)
 		l.received(c, b[:n], errno)
 		// A short read leaves nothing, or (sockmap) something that will be reported again.
 		if n < len(b) || c.want()&wantIn == 0 {

@@ -606,6 +606,7 @@ func (u *uring) receive(c *Conn, e *cqe, from *buffers) {
 		} else {
 			u.streams(c)
 		}
+		c.filled = int(e.res) == from.size
 		u.take(c, from.filled(e.flags, e.res))
 	case errno == unix.ENOBUFS:
 		u.starved = append(u.starved, starving{c.slot, c.gen})

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/stream"
 	"github.com/sockmesh/sockmesh/pkg/proxy/upstream"
@@ -122,6 +123,7 @@ func (t *attempt) OnStream(s stream.Stream, info *stream.UpstreamInfo) {
 	}
 	if !r.upgrade {
 		r.resume(noUpstream)
+		r.carryWaiting()
 	}
 	if r.tryIdleLimit > 0 {
 		r.arm(r.tryIdleDue())
@@ -178,6 +180,7 @@ func (t *attempt) abandon() {
 
 // leave notes what the attempt has cost; its stream is not touched any more.
 func (t *attempt) leave() {
+	t.r.settleBodies()
 	if i := t.info; i != nil {
 		rec := &t.r.rec
 		rec.UpstreamBytesSent += i.Sent
@@ -318,6 +321,9 @@ func (t *attempt) OnData(b []byte, end bool) {
 		t.up.Pause()
 	}
 }
+
+// OnWaiting: the rest of a long body may skip the proxy.
+func (t *attempt) OnWaiting() { t.r.carry(aside.ToClient) }
 
 // OnTrailers ends the response with trailers.
 func (t *attempt) OnTrailers() {

@@ -51,6 +51,7 @@ func (r *Request) finish() {
 
 // record fills in what is known only now, and hands the record over.
 func (r *Request) record() {
+	r.settleBodies()
 	r.countAside()
 	rec := &r.rec
 	rec.End = r.rt.loop.Now()

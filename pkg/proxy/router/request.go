@@ -40,6 +40,8 @@ type Request struct {
 	retry                  retryState
 	try                    attempt
 	aside                  aside.Pair
+	bodies                 [2]body // by direction
+	carries                bool    // there is something in bodies
 	body                   bodyCopy
 	timer                  loop.Timer
 	armed                  int64
@@ -84,6 +86,9 @@ func (r *Request) clear() {
 	r.retry.clear()
 	r.try.clear()
 	r.aside = aside.Pair{}
+	if r.carries {
+		r.bodies, r.carries = [2]body{}, false
+	}
 	r.body.clear()
 	r.due = deadlines{}
 	r.active, r.idleLimit, r.tryIdleLimit, r.tryTimeout, r.timeout, r.timeoutCode = 0, 0, 0, 0, 0, 0

@@ -57,6 +57,8 @@ type Deps struct {
 	LocalAddr netip.Addr
 	// StepAside lets the bytes of tunnels skip the proxy. Optional.
 	StepAside aside.Func
+	// PairUp lets bodies do so. Optional.
+	PairUp aside.PairFunc
 	// Observe is called on the loop with every finished record, which is valid during the call. Optional.
 	Observe func(*telemetry.Record)
 }

@@ -32,6 +32,7 @@ func (r *Request) stepAside() {
 	if down == nil || up == nil || down.Closed() || up.Closed() {
 		return
 	}
+	aside.Leave(endOf(r.down), endOf(r.try.up))
 	r.aside.Step(r.rt.deps.StepAside, down, up, aside.Between(down, up))
 }
 
@@ -44,6 +45,12 @@ func connOf(s stream.Stream) *loop.Conn {
 
 // noteAside makes the idle clocks aware of what has skipped the proxy.
 func (r *Request) noteAside() {
+	for i := range r.bodies {
+		if b := &r.bodies[i]; b.in != nil {
+			last := b.Active(r.rt.loop)
+			r.active, r.try.active = max(r.active, last), max(r.try.active, last)
+		}
+	}
 	if !r.aside.On() {
 		return
 	}

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 
 	"github.com/sockmesh/sockmesh/pkg/mesh"
+	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 	"github.com/sockmesh/sockmesh/pkg/proxy/header"
 	"github.com/sockmesh/sockmesh/pkg/proxy/loop"
 	"github.com/sockmesh/sockmesh/pkg/telemetry"
@@ -54,6 +55,25 @@ type Tunnel interface {
 	TunnelConn() *loop.Conn
 }
 
+// Carrier is what a Stream is, too, of which the body of a message may skip the proxy for the most part: package aside.
+type Carrier interface {
+	// Incoming is the connection by which the body of the present message comes as it is, and how many bytes of it have not
+	// been offered yet. Outgoing is the one onto which the body is written as it is, and how many are still to be sent. nil
+	// where there is no such body or connection.
+	Incoming() (c *loop.Conn, left int64)
+	Outgoing() (c *loop.Conn, left int64)
+	// Came and Went say that n bytes of the one and of the other body have gone another way.
+	Came(n int64)
+	Went(n int64)
+	// Watch has s called whenever something has come, before it is looked at. nil ends that.
+	Watch(s Settler)
+	// AsideEnd is the connection in the eyes of package aside.
+	AsideEnd() *aside.End
+}
+
+// Settler accounts for what has gone another way until now.
+type Settler interface{ Settle() }
+
 // Handler is told what arrives on a Stream. After OnReset, or once both directions have ended, it is not
 // called again and the Stream must not be used.
 type Handler interface {
@@ -63,6 +83,8 @@ type Handler interface {
 	OnHeaders(end bool)
 	// OnData is part of the body; b is valid during the call.
 	OnData(b []byte, end bool)
+	// OnWaiting: all that has come of a body of known length was offered, and aside.MinBody bytes or more are still to come.
+	OnWaiting()
 	// OnTrailers ends the message with trailers, parsed into the block that the Handler lent.
 	OnTrailers()
 	// OnReset ends the exchange: the peer is gone or talks nonsense. detail says how, for people; empty if
