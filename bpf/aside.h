@@ -220,7 +220,7 @@ static __always_inline bool sm_step_past(struct sk_msg_md *msg, struct bpf_sock 
 	if (first ? !sm_aside_begin(msg, sk, st, dir, peer, left >= SM_WAIT_WORTH) : !sm_aside_go_on(msg, sk, st, peer))
 		return false;
 	if (budget != SM_NO_BUDGET) {
-		if (sm_may_be_refused((struct sock *)st->aside_far)) {
+		if (sm_may_be_refused(st->aside_far)) {
 			st->aside = SM_ASIDE_ARMED;
 			st->aside_reason = SM_ASIDE_MEMORY;
 			if (!first)

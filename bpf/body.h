@@ -29,12 +29,14 @@
 #include "backlog.h"
 
 /* Is it possible that the socket's kernel refuses it memory for that many bytes? TCP as a whole is far from where it begins
- * to, and so is every cgroup that the socket's memory is charged to, or the answer is yes. */
+ * to, and so is every cgroup that the socket's memory is charged to, or the answer is yes. A global function, which the verifier looks
+ * at once and not on every path that leads here. */
 #define SM_CGROUP_DEPTH 12
 #define SM_CGROUP_SPARE (4096ull) /* pages */
 
-static __always_inline bool sm_may_be_refused(struct sock *sk)
+__noinline int sm_may_be_refused(__u64 receiver)
 {
+	struct sock *sk = (struct sock *)receiver;
 	struct page_counter *charged;
 	struct mem_cgroup *memcg;
 	unsigned long most;

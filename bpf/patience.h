@@ -92,18 +92,24 @@ static long sm_look(void *map, __u32 *key, struct sm_aside_desk *unused, struct 
 	return 0;
 }
 
-/* Waits for the proxy to have forwarded as much as the sender has sent. */
-static __always_inline void sm_await(struct sm_aside_dir *dir, __u32 slot, __u64 sent)
+/* Waits for the proxy to have forwarded as much as the sender has sent. A global function, which the verifier looks at once and not
+ * on every path that leads here. */
+__noinline int sm_await(__u32 slot, __u64 sent)
 {
-	struct sm_wait w = { .sent = sent, .slot = slot, .desk = dir->desk };
-	__u64 under_way = sent - dir->forwarded;
+	struct sm_aside_dir *dir = bpf_map_lookup_elem(&aside_slots, &slot);
+	struct sm_wait w = { .sent = sent, .slot = slot };
 	struct sm_aside_desk *desk;
+	__u64 under_way;
 
-	if (!sm_is_patient() || under_way > SM_WAIT_MOST)
-		return;
+	if (!dir || !sm_is_patient())
+		return 0;
+	under_way = sent - dir->forwarded;
+	if (under_way > SM_WAIT_MOST)
+		return 0;
+	w.desk = dir->desk;
 	desk = bpf_map_lookup_elem(&aside_desks, &w.desk);
 	if (!desk)
-		return;
+		return 0;
 	w.limit = SM_WAIT_MESSAGE + SM_WAIT_BYTE * under_way;
 	if (!dir->rested)
 		w.limit = SM_WAIT_ALL;
@@ -114,13 +120,14 @@ static __always_inline void sm_await(struct sm_aside_dir *dir, __u32 slot, __u64
 	if (dir->rested + SM_WAIT_SHARE * SM_WAIT_ALL < w.began)
 		dir->rested = w.began - SM_WAIT_SHARE * SM_WAIT_ALL;
 	if (dir->rested + SM_WAIT_SHARE * w.limit > w.began)
-		return;
+		return 0;
 	w.seen = dir->forwarded;
 	w.beat = desk->beat;
 	bpf_for_each_map_elem(&aside_desks, sm_look, &w, 0);
 	dir->rested += SM_WAIT_SHARE * (w.now - w.began);
 	/* If the loop has not heard it: it need not come any more. */
 	__sync_val_compare_and_swap(&desk->call, slot + 1, 0);
+	return 0;
 }
 
 /* Calls without waiting: the proxy takes all at once that waits in its socket, so that what waits here comes there, and may
@@ -145,7 +152,7 @@ static __always_inline bool sm_caught_up(struct sm_aside_dir *dir, __u32 slot, _
 		sm_call(dir, slot);
 		return false;
 	}
-	sm_await(dir, slot, sent);
+	sm_await(slot, sent);
 	return __sync_fetch_and_add(&dir->forwarded, 0) == sent;
 }
 
