@@ -162,7 +162,7 @@ func TestBodiesOnAConnectionThatIsLentToManySkipTheProxy(t *testing.T) {
 			rng := rand.New(rand.NewPCG(1, 2))
 			for i := range 30 {
 				k := clients[rng.IntN(len(clients))]
-				x := exchange{id: uint32(i), down: 1 << 20, rest: 3}
+				x := exchange{id: uint32(i), down: 1 << 20, rest: 30}
 				if rng.IntN(3) == 0 {
 					x.up = 1 << 20
 				}
