@@ -1,6 +1,8 @@
 package http_test
 
 import (
+	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -143,5 +145,57 @@ func TestBadChunksInAResponseCutIt(t *testing.T) {
 	}
 	if r := p.Record(t); r.Flags != "UPE" || r.Details != "upstream_reset_after_response_started{protocol_error}" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// What a client has asked for before, on the same connection, and has not read yet must not be lost with an answer that can't
+// be finished while it still sends: closing a socket that has unread bytes throws away what it was still to send.
+func TestABrokenAnswerTakesNoEarlierOneAlong(t *testing.T) {
+	first := strings.Repeat("first", 40_000)
+	for name, broken := range map[string]string{
+		"of a length": "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nsecond",
+		"chunked":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nsecond\r\n",
+		"malformed":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nsecond\r\nwhat?\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := proxytest.Serve(t, func(c *proxytest.Client) {
+				for {
+					head, err := proxytest.ReadHead(c.R)
+					if err != nil {
+						return
+					}
+					if strings.HasPrefix(head, "POST") {
+						c.Send(broken)
+						return
+					}
+					c.Send(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(first), first))
+				}
+			})
+			p := start(t, "", u)
+			c := proxytest.Dial(t, p.Addr)
+			defer c.Close()
+			if err := c.TCPConn.SetReadBuffer(4096); err != nil {
+				t.Fatal(err)
+			}
+			sent := make(chan struct{})
+			go func() {
+				defer close(sent)
+				_, _ = io.WriteString(c.TCPConn, "GET / HTTP/1.1\r\nHost: a\r\n\r\nPOST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"+
+					strings.Repeat("x", 4<<20))
+			}()
+			for range 2 { // the second answer has been begun and given up
+				p.Record(t)
+			}
+			time.Sleep(50 * time.Millisecond)
+			got, _ := c.Rest()
+			_, body, _ := strings.Cut(got, "\r\n\r\n")
+			if !strings.HasPrefix(body, first) {
+				t.Errorf("%d bytes of %d came of the answer before", len(body), len(first))
+			}
+			if _, second, found := strings.Cut(got, "second"); found && strings.Contains(second, "second") {
+				t.Errorf("the broken answer ends with %q", second)
+			}
+			<-sent
+		})
 	}
 }

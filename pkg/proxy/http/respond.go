@@ -168,15 +168,16 @@ func (s *session) TunnelConn() *loop.Conn {
 // Blocked implements stream.Stream.
 func (s *session) Blocked() bool { return s.c.AboveHigh() }
 
-// Reset implements stream.Stream: the client must see that its response is not complete.
+// Reset implements stream.Stream: the client must see that its response is not complete. It may still be sending, and may
+// not have read yet what it was answered before, which must not be lost.
 func (s *session) Reset(stream.Reason) {
 	s.req = nil
 	s.closing = true
 	if s.tunnel || s.out.body == http1.UntilClose {
-		s.c.Abort() // an orderly end would look like the end of the body
+		s.c.CloseReset() // an orderly end would look like the end of the body
 		return
 	}
-	s.c.Close()
+	s.c.CloseDelayed(s.hcm.DelayedCloseTimeout)
 }
 
 // Finish implements stream.ServerStream.
@@ -184,9 +185,12 @@ func (s *session) Finish() {
 	s.req = nil
 	switch {
 	case s.dead:
-	case s.tunnel, s.out.broken:
+	case s.tunnel:
 		s.closing = true
 		s.c.Close()
+	case s.out.broken:
+		s.closing = true
+		s.c.CloseDelayed(s.hcm.DelayedCloseTimeout)
 	case s.out.close:
 		s.closing = true
 		if s.reqDone && !s.keepAlive {

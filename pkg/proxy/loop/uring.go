@@ -449,9 +449,9 @@ func (u *uring) reap() int {
 	return n
 }
 
-// handleBatch takes like after like: ends of sends, then what accepted connections received, then what dialled ones did. Each
-// kind is code of its own, tens of kilobytes of it from parser to router, which the processor's nearest cache holds for
-// one kind but not for all. What concerns one connection's input stays in order.
+// handleBatch takes like after like: ends of sends, then what accepted connections received, then what dialled ones did. That
+// saves CPU time (docs/performance.md has the figure), most likely since each kind is code of its own and the processor's
+// nearest cache doesn't hold all of it. What concerns one connection's input stays in order.
 func (u *uring) handleBatch(batch []cqe) {
 	var order [3][batchSize]uint8
 	var n [3]int
