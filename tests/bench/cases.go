@@ -49,9 +49,9 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 
 // endedConnections lets the connection table of a place forget ended connections as soon as the bench needs their ports again.
 // The default of two minutes fills it, or keeps ports taken, at the rate of a connection per request, and the kernel then
-// drops packets: a row behind iptables would show the table and not the proxy.
+// drops packets: a row behind iptables would show the table and not the proxy. The ports end above those at which proxies listen.
 var endedConnections = map[string]string{
-	"net/ipv4/ip_local_port_range":                     "1024 65535",
+	"net/ipv4/ip_local_port_range":                     "20000 65535",
 	"net/netfilter/nf_conntrack_tcp_timeout_time_wait": "5",
 	"net/netfilter/nf_conntrack_tcp_timeout_close":     "1",
 	"net/netfilter/nf_conntrack_tcp_timeout_last_ack":  "5",
