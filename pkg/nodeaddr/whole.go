@@ -7,6 +7,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// Lists from the kernel come in pieces, and what changes between two of them can be missing or be there twice.
+
 // wholeTries bounds how often a list is asked for; a node on which pods start without pause interrupts some of them.
 const wholeTries = 50
 

@@ -12,6 +12,9 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/proxy/aside"
 )
 
+// One-way streams whose sender never pauses: it has to wait for the proxy to be handed over (bpf/patience.h), and must not wait in
+// vain for long.
+
 // While the proxy's loop stands still, with bytes that it has not forwarded, a sender that waits for it is let go: its writes
 // return, and all of them come through the proxy in the end.
 func TestASenderIsNotHeldUpByALoopThatStandsStill(t *testing.T) {

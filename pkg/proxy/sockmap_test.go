@@ -35,6 +35,8 @@ type setup struct {
 	engine   Config
 	datapath datapath.Config
 	chain    *mesh.FilterChain // of every listener
+	// bufferLimit of listeners and clusters, if it isn't the test's usual one.
+	bufferLimit uint32
 }
 
 func cookie(t testing.TB, f *os.File) (c uint64) {
@@ -116,6 +118,9 @@ func (h *hooked) start(t testing.TB, bufferLimit uint32) {
 	}
 	t.Cleanup(func() { h.d.Close() })
 	h.e = startEngine(t, h.engine)
+	if h.bufferLimit > 0 {
+		bufferLimit = h.bufferLimit
+	}
 	var listeners []*mesh.Listener
 	for _, addr := range []string{"0.0.0.0:8080", "[::]:8080", "0.0.0.0:8081", "[::]:8081", "0.0.0.0:8082", "[::]:8082"} {
 		l := listener(t, "l"+addr, addr, false, h.chain)

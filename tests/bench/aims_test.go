@@ -6,6 +6,8 @@ import (
 	"testing"
 )
 
+// The aims name rows that exist, and are judged by rows of one run that are results.
+
 func measured(s subject, change func(*result)) result {
 	x := result{Scenario: s.scenario, Proxy: s.proxy, Path: s.path, Variant: s.variant, Valid: true, Rounds: 3}
 	change(&x)

@@ -12,6 +12,8 @@ import (
 	"github.com/sockmesh/sockmesh/pkg/proxy/proxytest"
 )
 
+// What a request costs the loop, without a kernel datapath and other proxies around it: for profiles, and to compare a change with what was.
+
 // A small request and response as the benchmark's scenario http1-small has them: wrk's and nginx's heads.
 const (
 	smallRequest  = "GET /small HTTP/1.1\r\nHost: 10.0.0.1:8080\r\n\r\n"

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Callers are served first, everybody else is served too, and no byte changes its place for it.
+
 // local is a connection inside the machine whose bytes are in the loop's socket as soon as they are written.
 func local(t *testing.T) (fd int, peer *os.File) {
 	t.Helper()
